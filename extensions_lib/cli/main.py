@@ -1,0 +1,176 @@
+"""The command line.
+
+Exit codes: 0 done; 1 an error that should not happen; 2 wrong arguments or settings; 3 pictures; 4 model files;
+5 training; 6 output folder or disk; 10 stopped early, the result so far is saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..config.codec import read_job_file
+from ..config.methods import METHOD_CONFIGS
+from ..config.reference import commented_job, reference_table
+from ..control import JobControl
+from ..errors import (
+    ConfigError,
+    DatasetError,
+    DiskFullError,
+    ExtensionError,
+    ModelError,
+    OutputError,
+    TrainingError,
+)
+from .console import ConsoleDisplay
+
+if TYPE_CHECKING:
+    from ..jobs.run import Outcome
+
+EXIT_STOPPED = 10
+EXIT_CODES: tuple[tuple[type[ExtensionError], int], ...] = (
+    (ConfigError, 2),
+    (DatasetError, 3),
+    (ModelError, 4),
+    (DiskFullError, 6),
+    (TrainingError, 5),
+    (OutputError, 6),
+    (ExtensionError, 1),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except ExtensionError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m extensions_lib",
+        description="Train Studio: teach a Stable Diffusion checkpoint a subject or a style.",
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=run)
+        return added
+
+    train = command("train", _train, "Train from a job file (.toml or .json).")
+    train.add_argument("job", type=Path)
+    resume = command("resume", _resume, "Go on with a run that was stopped, or that crashed.")
+    resume.add_argument("run", type=Path, help="the run's folder")
+    resume.add_argument("--max-train-steps", type=int, help="extend the run to this many steps")
+    preview = command("preview", _preview, "Draw pictures with a run's newest state.")
+    preview.add_argument("run", type=Path, help="the run's folder")
+    preview.add_argument("--prompt", action="append", default=[], help="[name] is the trigger word; may be repeated")
+    preview.add_argument("--seed", type=int, default=1)
+    preview.add_argument("--output", type=Path, default=Path("preview.png"), help="the grid to write")
+    ask = command("ask", _ask, "Ask a run in another process to save, preview, pause, resume, stop or discard.")
+    ask.add_argument("run", type=Path, help="the run's folder")
+    ask.add_argument("request", choices=("save", "preview", "pause", "resume", "stop", "discard"))
+    inspect = command("inspect", _inspect, "Say what a file is, what it was trained on, and which keys it holds.")
+    inspect.add_argument("file", type=Path)
+    init = command("init", _init, "Print a commented job file for a method.")
+    init.add_argument("method", choices=tuple(METHOD_CONFIGS))
+    command("settings", _settings, "Print the reference table of all settings.")
+    demo = command("demo", _demo, "Train the practice model on its practice subject and draw the result.")
+    demo.add_argument("--folder", type=Path, default=Path("demo"))
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = read_job_file(options.job)
+    from ..jobs.run import start
+
+    with _interruptible() as control:
+        return _exit_code(start(config, control, (ConsoleDisplay(sys.stdout),)))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from ..jobs.run import resume
+    from ..jobs.store import RunFolder
+
+    with _interruptible() as control:
+        outcome = resume(
+            RunFolder(options.run), control, (ConsoleDisplay(sys.stdout),), max_train_steps=options.max_train_steps
+        )
+    return _exit_code(outcome)
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from ..jobs.draw import draw_previews
+    from ..jobs.store import RunFolder
+
+    step = draw_previews(RunFolder(options.run), options.prompt, options.seed, options.output, (ConsoleDisplay(sys.stdout),))
+    print(f"{options.output}: the model after {step} steps")
+    return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from ..jobs.store import RunFolder
+
+    RunFolder(options.run).request(options.request)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from ..formats.inspect import describe_file
+
+    print(json.dumps(describe_file(options.file), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    print(commented_job(options.method), end="")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    print(reference_table(), end="")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    with _interruptible() as control:
+        return run_demo(options.folder, control)
+
+
+def _exit_code(outcome: Outcome) -> int:
+    return 0 if outcome.reason == "completed" else EXIT_STOPPED
+
+
+@contextmanager
+def _interruptible() -> Iterator[JobControl]:
+    """Ctrl-C once stops and saves; a second time ends at once."""
+    control = JobControl()
+
+    def stop(number: int, frame: object) -> None:
+        print("\nStopping after this step and saving; press Ctrl-C again to end at once.", file=sys.stderr)
+        control.request_stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield control
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,1 @@
+"""The settings of a job: pure data, standard library only, each declared once."""

@@ -1,0 +1,212 @@
+"""Job files to settings and back. Strict: every mistake is reported, all at once, with what is accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from ..errors import ConfigError, Problem
+from .field import REQUIRED, Setting, settings_of
+from .job import TrainJobConfig
+from .methods import METHOD_CONFIGS
+from .presets import PRESETS, default_preset, merge
+
+FORBIDDEN_IN_NAMES = '<>:=,|/\\"?*'
+
+
+def read_job_file(path: Path) -> TrainJobConfig:
+    """The job in a .toml or .json file. Raises ConfigError with every mistake."""
+    return load(read_table(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The raw table of a .toml or .json file. Raises ConfigError when it is missing or is neither."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
+    try:
+        table = json.loads(text) if path.suffix.lower() == ".json" else _parse_toml(text)
+    except ValueError as error:
+        raise ConfigError([Problem(str(path), f"is not valid {path.suffix[1:].upper() or 'TOML'}: {error}")]) from error
+    if not isinstance(table, dict):
+        raise ConfigError([Problem(str(path), f"must hold a table of settings, holds {type(table).__name__}")])
+    return table
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError:
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def load(table: Mapping[str, Any]) -> TrainJobConfig:
+    """Settings from a table, over the values of its preset. Raises ConfigError with every mistake."""
+    problems: list[Problem] = []
+    merged = _with_preset(table, problems)
+    job = _load_dataclass(TrainJobConfig, merged, "", problems)
+    if job is not None:
+        problems += _check_together(job)
+    if problems:
+        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
+    return job
+
+
+def dump(config: Any) -> dict[str, Any]:
+    """Settings as a table that `load` accepts, defaults filled in."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _with_preset(table: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    method = table.get("method")
+    if isinstance(method, str):
+        table = {**table, "method": {"kind": method}}
+    kind = table["method"].get("kind") if isinstance(table.get("method"), Mapping) else None
+    preset = table.get("preset")
+    if not preset:
+        return merge(PRESETS[default_preset(kind)], table) if kind in METHOD_CONFIGS else dict(table)
+    if preset not in PRESETS:
+        problems.append(Problem("preset", _not_one_of(preset, tuple(PRESETS))))
+        return dict(table)
+    preset_kind = PRESETS[preset]["method"]["kind"]
+    if kind is not None and kind != preset_kind:
+        problems.append(Problem("preset", f"'{preset}' is for method '{preset_kind}', the job's method is '{kind}'"))
+        return dict(table)
+    return merge(PRESETS[preset], table)
+
+
+def _load_dataclass(cls: type, table: Any, path: str, problems: list[Problem]) -> Any:
+    if not isinstance(table, Mapping):
+        problems.append(Problem(path, f"must be a table of settings, is {table!r}"))
+        return None
+    declared = {setting.name: setting for setting in settings_of(cls)}
+    before = len(problems)
+    for key in table:
+        if key not in declared:
+            problems.append(Problem(_join(path, key), f"is not a setting{_nearest(key, declared)}"))
+    values = {
+        name: _load_setting(setting, table.get(name, REQUIRED), _join(path, name), problems)
+        for name, setting in declared.items()
+    }
+    return cls(**values) if len(problems) == before else None
+
+
+def _load_setting(setting: Setting, value: Any, path: str, problems: list[Problem]) -> Any:
+    if value is REQUIRED:
+        if setting.required:
+            problems.append(Problem(path, f"is missing: {setting.option.help}"))
+        return setting.default
+    if dataclasses.is_dataclass(setting.type):
+        return _load_dataclass(setting.type, value, path, problems)
+    if setting.name == "method":
+        return _load_method(value, path, problems)
+    if setting.option.item is not None:
+        return _load_items(setting, value, path, problems)
+    return _load_scalar(setting, value, path, problems)
+
+
+def _load_method(value: Any, path: str, problems: list[Problem]) -> Any:
+    kind = value.get("kind") if isinstance(value, Mapping) else value
+    if kind not in METHOD_CONFIGS:
+        problems.append(Problem(_join(path, "kind"), _not_one_of(kind, tuple(METHOD_CONFIGS))))
+        return None
+    return _load_dataclass(METHOD_CONFIGS[kind], value, path, problems)
+
+
+def _load_items(setting: Setting, value: Any, path: str, problems: list[Problem]) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        problems.append(Problem(path, f"must be a list, is {value!r}"))
+        return ()
+    items = [{"prompt": entry} if isinstance(entry, str) else entry for entry in value]
+    return tuple(
+        _load_dataclass(setting.option.item, entry, f"{path}[{index}]", problems) for index, entry in enumerate(items)
+    )
+
+
+def _load_scalar(setting: Setting, value: Any, path: str, problems: list[Problem]) -> Any:
+    accepted = _accepted_types(setting.type)
+    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in accepted:
+        names = " or ".join(_TYPE_NAMES[kind] for kind in accepted)
+        problems.append(Problem(path, f"must be {names}, is {value!r}"))
+        return value
+    option = setting.option
+    if option.choices and value not in option.choices:
+        problems.append(Problem(path, _not_one_of(value, option.choices)))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(value, option.min, option.max):
+        problems.append(Problem(path, f"is {value}, accepted are {_range(option.min, option.max)} {option.unit}".strip()))
+    return value
+
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _accepted_types(kind: Any) -> tuple[type, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"{low:.10g} to {high:.10g}"
+    return f"{low:.10g} or more" if low is not None else f"{high:.10g} or less" if high is not None else "finite numbers"
+
+
+def _not_one_of(value: Any, choices: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    meant = f"; did you mean '{close[0]}'?" if close else ""
+    return f"is {value!r}, accepted are {', '.join(choices)}{meant}"
+
+
+def _nearest(key: str, declared: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(key), declared, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(declared)}"
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _check_together(job: TrainJobConfig) -> list[Problem]:
+    """Mistakes that only two settings together make."""
+    problems = []
+    if not job.name.strip(" .") or job.name != job.name.strip() or any(c in FORBIDDEN_IN_NAMES for c in job.name):
+        problems.append(Problem("name", f"is {job.name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}"))
+    training, dataset = job.training, job.dataset
+    if training.min_timestep >= training.max_timestep:
+        problems.append(
+            Problem("training.min_timestep", f"is {training.min_timestep}, must be below max_timestep {training.max_timestep}")
+        )
+    for name in ("resolution_px", "bucket_step_px"):
+        if getattr(dataset, name) % 8:
+            problems.append(Problem(f"dataset.{name}", f"is {getattr(dataset, name)}, accepted are multiples of 8"))
+    if training.noise_offset and training.pyramid_noise_discount:
+        problems.append(Problem("training.noise_offset", "cannot be used together with pyramid_noise_discount; set one to 0"))
+    word = dataset.trigger_word
+    if job.method.kind == "textual_inversion" and word not in ("", job.name):
+        problems.append(
+            Problem("dataset.trigger_word", f"is {word!r}; an embedding is called by its name, {job.name!r}; leave it empty")
+        )
+    if job.output.file_format == "pt" and job.method.kind != "textual_inversion":
+        problems.append(Problem("output.file_format", "is 'pt', which only embeddings have; accepted is safetensors"))
+    return problems

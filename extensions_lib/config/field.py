@@ -1,0 +1,77 @@
+"""`option(...)`: the single declaration of a setting, from which forms, flags, schemas and tables are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+REQUIRED = dataclasses.MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What is known of a setting besides its type and default.
+
+    `min` and `max` are inclusive. `choices` lists the accepted values; empty means any. `unit` is 'px', 'steps', ...
+    `item` is the dataclass of the entries when the setting is a list of tables.
+    """
+
+    help: str
+    unit: str = ""
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
+    advanced: bool = False
+    item: type | None = None
+
+
+def option(
+    default: Any = REQUIRED,
+    *,
+    help: str,
+    unit: str = "",
+    min: float | None = None,
+    max: float | None = None,
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+    item: type | None = None,
+    factory: Any = REQUIRED,
+) -> Any:
+    """Declare a setting as a dataclass field. Without `default` or `factory` it must be given by the user."""
+    described = Option(help=help, unit=unit, min=min, max=max, choices=choices, advanced=advanced, item=item)
+    metadata = {"option": described}
+    if factory is not REQUIRED:
+        return dataclasses.field(default_factory=factory, metadata=metadata, kw_only=True)
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata, kw_only=True)
+    return dataclasses.field(default=default, metadata=metadata, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A declared setting: its name, Python type, default (`REQUIRED` if none) and description."""
+
+    name: str
+    type: Any
+    default: Any
+    option: Option
+
+    @property
+    def required(self) -> bool:
+        """True when a user has to give a value."""
+        return self.default is REQUIRED
+
+
+def settings_of(cls: type) -> Iterator[Setting]:
+    """The declared settings of a config dataclass, in order."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        described = field.metadata.get("option")
+        if described is None:
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield Setting(name=field.name, type=hints[field.name], default=default, option=described)

@@ -1,0 +1,58 @@
+"""A whole job, as it stands in a job file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .dataset import DatasetConfig
+from .field import option
+from .methods import MethodConfig
+from .optimizer import OptimizerConfig
+from .preview import PreviewConfig
+from .training import TrainingConfig
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where results go and what stands beside them."""
+
+    folder: str = option("outputs", help="Folder for the result; in a WebUI its own folder for this kind of file.")
+    runs_folder: str = option("runs", help="Folder for run folders: state, events, previews.")
+    overwrite: bool = option(False, help="Replace a result of the same name.")
+    dtype: str = option("fp16", help="Number format of a LoRA file.", choices=("fp16", "bf16", "fp32"), advanced=True)
+    file_format: str = option(
+        "safetensors",
+        help="pt: an embedding the WebUI's own Train tab can go on from.",
+        choices=("safetensors", "pt"),
+        advanced=True,
+    )
+    description: str = option("", help="Shown on the WebUI's card.")
+    negative_text: str = option("", help="Put into the negative prompt by the WebUI's card.", advanced=True)
+    preferred_weight: float = option(1.0, help="Weight the card puts into the prompt.", min=0.0, max=10.0)
+    include_captions: bool = option(True, help="Write tag counts and folder names into the file.", advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJobConfig:
+    """Everything a run is made from."""
+
+    schema_version: int = option(
+        SCHEMA_VERSION, help="Version of this format.", min=1, max=SCHEMA_VERSION, advanced=True
+    )
+    name: str = option(help="Name of the result: its file, its card, its word in prompts.")
+    base_model: str = option(help="The checkpoint to start from: .safetensors, .ckpt or a diffusers folder.")
+    vae: str = option("", help="A separate VAE file; empty: the checkpoint's own.", advanced=True)
+    preset: str = option("", help="Start values; empty: the method's first preset.")
+    dataset: DatasetConfig = option(help="The pictures.")
+    method: MethodConfig = option(help="What is trained.")
+    training: TrainingConfig = option(factory=TrainingConfig, help="The loop.")
+    optimizer: OptimizerConfig = option(factory=OptimizerConfig, help="The optimizer.")
+    preview: PreviewConfig = option(factory=PreviewConfig, help="Pictures while it trains.")
+    output: OutputConfig = option(factory=OutputConfig, help="The result.")
+
+    @property
+    def trigger_word(self) -> str:
+        """The word that stands for [name]."""
+        return self.dataset.trigger_word or self.name

@@ -1,0 +1,35 @@
+"""What is drawn while the training runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .field import option
+
+SAMPLERS = ("ddim", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewPrompt:
+    """One preview picture. [name] in the texts becomes the trigger word."""
+
+    prompt: str = option(help="What to draw.")
+    negative_prompt: str = option("", help="What not to draw.")
+    seed: int = option(1, help="Same seed, same picture.", min=0, max=2**32 - 1)
+    width_px: int = option(0, help="0: the training resolution.", unit="px", min=0, max=4096)
+    height_px: int = option(0, help="0: the training resolution.", unit="px", min=0, max=4096)
+    num_steps: int = option(20, help="Denoising steps.", min=1, max=1000)
+    guidance_scale: float = option(7.0, help="How strictly the prompt is followed.", min=0.0, max=100.0)
+    sampler: str = option("dpmpp_2m", help="Sampling method.", choices=SAMPLERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """Preview pictures, beside the base model's own."""
+
+    every_steps: int = option(0, help="0: eight times in the run.", unit="steps", min=0, max=10_000_000)
+    enabled: bool = option(True, help="Draw previews at all.")
+    at_start: bool = option(True, help="Draw step 0 too, before anything is learnt.")
+    prompts: tuple[PreviewPrompt, ...] = option(
+        (), help="Empty: one picture of '[name]'.", item=PreviewPrompt
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""From a folder of pictures as people have them to latents, captions and batches."""

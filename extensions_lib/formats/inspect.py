@@ -1,0 +1,187 @@
+"""What a file is and what it was trained on, and whether a written LoRA is what was trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .checkpoint import tensors_of
+from .embedding import read_embedding
+from .hashes import autov1, data_section_sha256, file_sha256
+from .lora import LoraLayer, read_lora
+from .recognise import Header, Recognised, recognise
+from .safetensors_io import describe_tensor, read_header
+from .torch_file import read_torch_file
+
+_TRAINED_ON = (
+    "ss_sd_model_name",
+    "ss_new_sd_model_hash",
+    "ss_steps",
+    "ss_num_train_images",
+    "ss_resolution",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_learning_rate",
+    "ss_optimizer",
+    "ss_seed",
+    "ss_training_finished_at",
+    "sd_checkpoint_name",
+    "sd_checkpoint",
+    "step",
+    "modelspec.trigger_phrase",
+)
+
+
+def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
+    """Facts about a model file as plain values (JSON-able); no tensor of a `.safetensors` checkpoint is read.
+
+    Keys: 'file', 'size_bytes', 'kind' (checkpoint, unet, vae, text_encoder, lora, embedding, hypernetwork, controlnet,
+    unknown), 'family', 'variant', 'num_tensors', 'dtypes', 'details', 'trained_on', 'metadata', 'hashes' (whole-file
+    reads: a 4 GB file takes some seconds). Raises FormatError for damaged files, ModelError for missing ones.
+    """
+    metadata: dict[str, str] = {}
+    if path.suffix.lower() == ".safetensors":
+        header, metadata = read_header(path)
+        found, details = _from_header(path, header, metadata)
+    elif path.suffix.lower() == ".png":
+        header = {key or "vectors": describe_tensor(tensor) for key, tensor in read_embedding(path).vectors.items()}
+        found, details = _from_header(path, header, metadata)
+    else:
+        header, found, details = _from_pickle(path)
+    return {
+        "file": str(path),
+        "size_bytes": path.stat().st_size,
+        "kind": found.kind,
+        "family": found.family,
+        "variant": found.variant,
+        "num_tensors": len(header),
+        "dtypes": dict(Counter(info.dtype for info in header.values())),
+        "details": details,
+        "trained_on": {key: metadata[key] for key in _TRAINED_ON if key in metadata},
+        "metadata": metadata,
+        "hashes": _hashes(path) if with_hashes else {},
+    }
+
+
+@dataclass(frozen=True)
+class VerifiedFile:
+    """What an independent reader found in a LoRA file.
+
+    `num_modules` layers name a base weight and fit its shape, `num_unmatched` do not. `max_difference` is the largest
+    absolute deviation of a factor or alpha from what was expected, infinity when a layer is missing or has another
+    shape. `is_zero`: at no layer would the file change anything.
+    """
+
+    num_modules: int
+    num_unmatched: int
+    max_difference: float
+    is_finite: bool
+    is_zero: bool
+
+
+def verify_lora(
+    path: Path, expected: Mapping[str, LoraLayer], module_shapes: Mapping[str, tuple[int, ...]]
+) -> VerifiedFile:
+    """Read a LoRA file again and compare it with what was trained and with the base model.
+
+    `module_shapes` is the shape of each base weight by layer name. Raises FormatError when the file cannot be read.
+    """
+    found = read_lora(path)
+    num_modules = sum(module_shapes.get(name) == layer.weight_shape for name, layer in found.items())
+    same_names = found.keys() == expected.keys()
+    differences = [_difference(found[name], expected[name]) for name in found if name in expected]
+    return VerifiedFile(
+        num_modules=num_modules,
+        num_unmatched=len(found) - num_modules,
+        max_difference=max(differences, default=0.0) if same_names else float("inf"),
+        is_finite=all(_is_finite(tensor) for layer in found.values() for tensor in (layer.down, layer.up)),
+        is_zero=not any(bool(layer.down.any()) and bool(layer.up.any()) for layer in found.values()),
+    )
+
+
+def _difference(found: LoraLayer, expected: LoraLayer) -> float:
+    pairs = ((found.down, expected.down), (found.up, expected.up))
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    factors = [float((a - b.detach().cpu().float()).abs().max()) for a, b in pairs]
+    return max(*factors, abs(found.alpha - expected.alpha))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _from_header(path: Path, header: Header, metadata: Mapping[str, str]) -> tuple[Recognised, dict[str, object]]:
+    found = recognise(header)
+    if found.kind == "lora":
+        return _with_stated_family(found, metadata), _lora_details(path, header)
+    if found.kind == "embedding":
+        return found, {"shapes": {name: list(info.shape) for name, info in header.items()}}
+    return found, {"parts": list(found.parts)} if found.parts else {}
+
+
+def _with_stated_family(found: Recognised, metadata: Mapping[str, str]) -> Recognised:
+    """What the tensors leave open (LoKr, small files) the metadata may say, by the WebUI's own rules."""
+    if found.family:
+        return found
+    if metadata.get("ss_base_model_version", "").startswith("sdxl_"):
+        return Recognised(found.kind, "sdxl", found.variant)
+    if metadata.get("ss_v2") == "True":
+        return Recognised(found.kind, "sd2", found.variant)
+    return Recognised(found.kind, "sd1" if "ss_base_model_version" in metadata else "", found.variant)
+
+
+def _lora_details(path: Path, header: Header) -> dict[str, object]:
+    layers = {name.split(".", 1)[0] for name in header if name.startswith(("lora_", "oft_"))}
+    ranks = {i.shape[0] for name, i in header.items() if name.endswith((".lora_down.weight", ".lora_A.weight"))}
+    details: dict[str, object] = {
+        "num_modules": len(layers),
+        "num_unet_modules": sum(name.startswith(("lora_unet_", "oft_unet_")) for name in layers),
+        "num_text_encoder_modules": sum(name.startswith("lora_te") for name in layers),
+        "ranks": sorted(ranks),
+        "bundled_embeddings": sorted({name.split(".")[1] for name in header if name.startswith("bundle_emb.")}),
+    }
+    if path.suffix.lower() == ".safetensors":
+        details["alphas"] = _alphas(path, header)
+    return details
+
+
+def _alphas(path: Path, header: Header) -> list[float]:
+    names = [name for name in header if name.endswith(".alpha")]
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return sorted({float(file.get_tensor(name).float().reshape(-1)[0]) for name in names})
+
+
+def _from_pickle(path: Path) -> tuple[Header, Recognised, dict[str, object]]:
+    content = read_torch_file(path)
+    if isinstance(content, Mapping) and any(isinstance(key, int) for key in content):
+        return {}, Recognised("hypernetwork"), _hypernetwork_details(content)
+    if isinstance(content, Mapping) and "string_to_param" in content:
+        embedding = read_embedding(path)
+        header = {key or "*": describe_tensor(tensor) for key, tensor in embedding.vectors.items()}
+        details = {"name": content.get("name"), "step": embedding.step, "base": embedding.base}
+        return header, recognise(header), details
+    header = {name: describe_tensor(tensor) for name, tensor in tensors_of(path, content).items()}
+    return header, *_from_header(path, header, {})
+
+
+def _hypernetwork_details(content: Mapping[object, object]) -> dict[str, object]:
+    facts = ("name", "step", "layer_structure", "activation_func", "sd_checkpoint_name", "sd_checkpoint")
+    widths = sorted(key for key in content if isinstance(key, int))
+    return {"widths": widths, **{fact: content[fact] for fact in facts if content.get(fact) is not None}}
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """As model sites and the WebUI show them: AutoV1 8, AutoV2 10, AutoV3 12 of these digits."""
+    whole = file_sha256(path)
+    hashes = {"sha256": whole, "autov1": autov1(path), "autov2": whole[:10]}
+    if path.suffix.lower() == ".safetensors":
+        data = data_section_sha256(path)
+        hashes |= {"autov3": data[:12], "data_sha256": data}
+    return hashes

@@ -1,0 +1,26 @@
+"""Key tables: what a tensor is called in diffusers, in a single-file (LDM) checkpoint and in a LoRA file.
+
+Names only, no tensors except for the VAE attention whose matrices change rank. Sources: the original
+`ldm/modules/diffusionmodules/{openaimodel,model}.py` of CompVis and diffusers' model classes.
+"""
+
+from .lora import lora_layer_name
+from .text import PREFIXES, text_from_ldm, text_to_ldm
+from .unet import SD1_LAYOUT, SDXL_LAYOUT, UNetLayout, unet_from_ldm, unet_to_ldm
+from .vae import vae_from_ldm, vae_tensors_from_ldm, vae_tensors_to_ldm, vae_to_ldm
+
+__all__ = [
+    "PREFIXES",
+    "SD1_LAYOUT",
+    "SDXL_LAYOUT",
+    "UNetLayout",
+    "lora_layer_name",
+    "text_from_ldm",
+    "text_to_ldm",
+    "unet_from_ldm",
+    "unet_to_ldm",
+    "vae_from_ldm",
+    "vae_tensors_from_ldm",
+    "vae_tensors_to_ldm",
+    "vae_to_ldm",
+]

@@ -1,0 +1,1 @@
+"""A job: its folder, its events on disk, its run from settings to result."""

@@ -1,0 +1,88 @@
+"""Preview pictures of a run: the base model's once, then one a prompt and step, and the grid of all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..config.job import TrainJobConfig
+from ..config.preview import PreviewPrompt
+from ..formats.atomic import write_bytes_atomic
+from ..methods.base import Trainable
+from ..models.bundle import ModelBundle
+from ..preview.grid import folder_rows, picture_name, render_grid
+from ..preview.sampler import sample_image
+from ..training.build import PicturesAndCaptions
+
+GRID_NAME = "grid.png"
+
+
+def prompts_for(config: TrainJobConfig, pictures: PicturesAndCaptions) -> tuple[PreviewPrompt, ...]:
+    """The prompts asked for; else the trigger word, and the first picture's own caption."""
+    if config.preview.prompts:
+        return config.preview.prompts
+    caption = pictures.captions.caption(pictures.dataset.examples[0], seed=0, epoch=0)
+    return tuple(PreviewPrompt(prompt=text) for text in dict.fromkeys(("[name]", caption or "[name]")))
+
+
+@dataclass(frozen=True)
+class Previewer:
+    """Draws the prompts of a run into `folder`. The random state of the training is untouched."""
+
+    config: TrainJobConfig
+    bundle: ModelBundle
+    trainable: Trainable
+    prompts: tuple[PreviewPrompt, ...]
+    folder: Path
+    boundary: Callable[[], None]
+
+    def draw(self, step: int) -> tuple[Path, Path]:
+        """Pictures after `step` steps, the base model's too where they are missing. Returns (first picture, grid)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for index, prompt in enumerate(self.prompts):
+            base = self.folder / picture_name(None, index)
+            if not base.exists():
+                with self.trainable.multiplied(0.0):
+                    self._draw(prompt, base)
+            self._draw(prompt, self.folder / picture_name(step, index))
+        grid = self.folder / GRID_NAME
+        columns = [self._text(prompt.prompt) for prompt in self.prompts]
+        _save_png(render_grid(columns, folder_rows(self.folder, len(columns))), grid)
+        return self.folder / picture_name(step, 0), grid
+
+    def newest_png(self) -> bytes | None:
+        """The newest picture of the first prompt, for the card; None before there is one."""
+        pictures = sorted(self.folder.glob("[0-9]*-0.png"))
+        return pictures[-1].read_bytes() if pictures else None
+
+    def _draw(self, prompt: PreviewPrompt, path: Path) -> None:
+        side = self.config.dataset.resolution_px
+        image = sample_image(
+            self.bundle,
+            prompt=self._text(prompt.prompt),
+            negative_prompt=self._text(prompt.negative_prompt),
+            seed=prompt.seed,
+            width_px=prompt.width_px or side,
+            height_px=prompt.height_px or side,
+            num_steps=prompt.num_steps,
+            guidance_scale=prompt.guidance_scale,
+            sampler=prompt.sampler,
+            clip_skip=self.config.training.clip_skip,
+            tokens=self.trainable.tokens,
+            boundary=self.boundary,
+            adapters=(self.trainable.module,),
+        )
+        _save_png(image, path)
+
+    def _text(self, text: str) -> str:
+        return text.replace("[name]", self.config.trigger_word)
+
+
+def _save_png(image: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_bytes_atomic(path, buffer.getvalue(), overwrite=True)

@@ -1,0 +1,154 @@
+"""Writing a result: export, write, read again and compare, and the files beside it that make the WebUI's card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.codec import dump
+from ..config.job import TrainJobConfig
+from ..data.summary import summarise
+from ..errors import DiskFullError, OutputError
+from ..formats.metadata import ArtefactInfo
+from ..formats.atomic import write_bytes_atomic
+from ..formats.safetensors_io import write_atomic
+from ..formats.sidecar import write_sidecars
+from ..methods.base import Trainable, TrainMethod, Verified
+from ..training.build import Prepared
+
+SPARE_BYTES = 16 * 2**20
+
+
+def result_path(config: TrainJobConfig, method: TrainMethod, step: int | None) -> Path:
+    """`<folder>/<name>.safetensors` for the final result, `<name>-000500.safetensors` for the one after step 500."""
+    suffix = "" if step is None else f"-{step:06d}"
+    return Path(config.output.folder) / f"{config.name}{suffix}{method.file_suffix}"
+
+
+def check_output(config: TrainJobConfig, method: TrainMethod, *, is_own: bool) -> None:
+    """Before any work: the folder can be written and the name is free, unless the result `is_own`, of this very run.
+
+    Raises OutputError.
+    """
+    folder, path = Path(config.output.folder), result_path(config, method, None)
+    probe = folder / f".{config.name}.tmp-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"The output folder {folder} cannot be written: {error.strerror or error}.", "Choose another output.folder."
+        ) from error
+    if path.exists() and not (config.output.overwrite or is_own):
+        raise OutputError(f"{path} exists already.", "Choose another name, or set output.overwrite = true.")
+
+
+def check_room(config: TrainJobConfig, trainable: Trainable, run_folder: Path) -> None:
+    """Raises DiskFullError when the result or two states of the run would not fit on their disks."""
+    num_bytes = 4 * sum(parameter.numel() for parameter in trainable.parameters())
+    needs = {Path(config.output.folder): num_bytes + SPARE_BYTES, run_folder: 2 * 4 * num_bytes + SPARE_BYTES}
+    for folder, needed in needs.items():
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise DiskFullError(
+                f"The disk of {folder} has {free / 2**20:.0f} MiB free; this job needs {needed / 2**20:.0f} MiB there.",
+                "Free some space, or choose another folder.",
+            )
+
+
+@dataclass(frozen=True)
+class ResultWriter:
+    """Writes results of one run. `preview_png` gives the newest preview picture of a step, or None."""
+
+    config: TrainJobConfig
+    method: TrainMethod
+    prepared: Prepared
+    trainable: Trainable
+    started_at: float
+    preview_png: Callable[[], bytes | None]
+
+    def write(self, step: int, *, is_final: bool) -> tuple[Path, Verified]:
+        """The result after `step` steps, read again and compared. An earlier file of this run is replaced."""
+        path = result_path(self.config, self.method, None if is_final else step)
+        exported = self.method.export(self.trainable, self._info(path.stem, step))
+        if exported.payload is not None:
+            write_bytes_atomic(path, exported.payload, overwrite=True)
+        else:
+            write_atomic(path, exported.tensors, exported.metadata, overwrite=True)
+        return path, self.method.verify(path, self.trainable, self.prepared.bundle)
+
+    def write_card(self, path: Path) -> None:
+        """Preview picture and user metadata beside a result; what the user put there stays."""
+        output, kind = self.config.output, self.method.artefact_kind
+        write_sidecars(
+            path,
+            kind,
+            activation_text=self.config.trigger_word if kind == "lora" else "",
+            description=output.description or self._description(),
+            notes="",
+            sd_version=self.prepared.bundle.family.sd_version,
+            preferred_weight=output.preferred_weight,
+            negative_text=output.negative_text,
+            preview_png=self.preview_png(),
+        )
+
+    def _description(self) -> str:
+        count = len(self.prepared.train.dataset.examples)
+        return f"Trained on {count} pictures with {self.prepared.bundle.source.name}; call it with '{self.config.trigger_word}'."
+
+    def _info(self, output_name: str, step: int) -> ArtefactInfo:
+        config, source = self.config, self.prepared.bundle.source
+        training, optimizer, dataset = config.training, config.optimizer, config.dataset
+        summary = summarise(self.prepared.train.dataset.examples)
+        named = config.output.include_captions
+        method = config.method
+        return ArtefactInfo(
+            output_name=output_name,
+            family=self.prepared.bundle.family.name,
+            prediction_type=self.prepared.bundle.family.prediction_type,
+            title=config.name,
+            description=config.output.description or None,
+            trigger_word=config.trigger_word,
+            base_model_name=source.path.name,
+            base_model_sha256=source.sha256 or None,
+            base_model_autov1=source.autov1 or None,
+            resolution_px=(dataset.resolution_px, dataset.resolution_px),
+            rank=getattr(method, "rank", None),
+            alpha=getattr(method, "alpha", None),
+            conv_rank=getattr(method, "conv_rank", None) or None,
+            conv_alpha=getattr(method, "conv_alpha", None) if getattr(method, "conv_rank", 0) else None,
+            network_dropout=getattr(method, "dropout", None),
+            num_vectors=getattr(method, "vectors_per_token", None),
+            steps=step,
+            max_train_steps=training.max_train_steps,
+            learning_rate=optimizer.learning_rate,
+            unet_learning_rate=optimizer.learning_rate,
+            text_encoder_learning_rate=getattr(method, "text_encoder_learning_rate", None),
+            optimizer=optimizer.optimizer,
+            lr_scheduler=optimizer.lr_scheduler,
+            lr_warmup_steps=round(optimizer.lr_warmup_ratio * training.max_train_steps),
+            seed=training.seed,
+            train_batch_size=training.train_batch_size,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            gradient_checkpointing=training.gradient_checkpointing,
+            max_grad_norm=training.max_grad_norm,
+            mixed_precision=self.prepared.precision.name,
+            clip_skip=training.clip_skip,
+            num_images=summary.num_images,
+            enable_bucket=dataset.use_buckets,
+            shuffle_caption=dataset.shuffle_tags,
+            keep_tokens=dataset.keep_first_tags,
+            flip_augmentation=dataset.flip,
+            caption_dropout_rate=dataset.caption_dropout_rate,
+            tag_frequency=summary.tag_frequency if named else None,
+            bucket_info=summary.bucket_info,
+            dataset_dirs=summary.dataset_dirs if named else None,
+            noise_offset=training.noise_offset,
+            min_snr_gamma=training.min_snr_gamma if training.loss_weighting == "min_snr" else None,
+            started_at=self.started_at,
+            job_json=json.dumps(dump(config), ensure_ascii=False) if named else None,
+        )

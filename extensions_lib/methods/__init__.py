@@ -1,0 +1,1 @@
+"""Training methods: what is attached, what is trained, what file is written."""

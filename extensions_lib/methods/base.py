@@ -1,0 +1,118 @@
+"""What every training method promises to the one loop that serves them all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.embedding import cap_row_norms
+from ..formats.metadata import ArtefactInfo
+from ..models.bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share a learning rate; None means the optimizer's own."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    learning_rate: float | None = None
+
+
+@dataclass
+class Trainable:
+    """What a method put onto a model.
+
+    `module` owns every parameter that is trained, float32. `tokens` maps a placeholder to its extra token ids.
+    `trains_text_encoder` forbids caching of text states.
+    """
+
+    module: nn.Module
+    groups: tuple[ParamGroup, ...]
+    trains_text_encoder: bool
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    max_row_norm: float = 0.0
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every trained parameter, in the order of the groups."""
+        return [parameter for group in self.groups for parameter in group.parameters]
+
+    def after_update(self) -> None:
+        """To be called after each optimizer update: keeps vectors below the method's cap."""
+        if self.max_row_norm > 0:
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    cap_row_norms(parameter, self.max_row_norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained tensors by name, on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`, in place. Raises RuntimeError when names or shapes differ."""
+        self.module.load_state_dict(dict(tensors))
+
+    @contextmanager
+    def multiplied(self, multiplier: float) -> Iterator[None]:
+        """Within the context the additions act with this strength; 0 is the base model, bit for bit."""
+        adapters = [module for module in self.module.modules() if hasattr(module, "multiplier")]
+        before = [adapter.multiplier for adapter in adapters]
+        tokens = self.tokens
+        try:
+            for adapter in adapters:
+                adapter.multiplier = multiplier
+            self.tokens = tokens if multiplier else {}
+            yield
+        finally:
+            self.tokens = tokens
+            for adapter, value in zip(adapters, before, strict=True):
+                adapter.multiplier = value
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A result ready to be written: `tensors` and `metadata` for a safetensors file, or `payload` for another format."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What an independent reader found in a written file: modules of the model it matches."""
+
+    num_modules: int
+
+
+class TrainMethod(ABC):
+    """One way of teaching a model. Knows no path but that of the file to go on from."""
+
+    kind: str
+    artefact_kind: str
+
+    @abstractmethod
+    def attach(self, bundle: ModelBundle, placeholder: str, generator: torch.Generator) -> AbstractContextManager[Trainable]:
+        """Put the trained parts onto the frozen model; on exit the model is bit-identical to before.
+
+        `placeholder` is the word the result is called by; `generator` (CPU) draws initial values.
+        """
+
+    @abstractmethod
+    def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
+        """The result as it is to be written."""
+
+    @abstractmethod
+    def verify(self, path: Path, trainable: Trainable, bundle: ModelBundle) -> Verified:
+        """Read the written file again and compare. Raises KeyMismatchError or FormatError when it does not hold."""
+
+    @property
+    def file_suffix(self) -> str:
+        """Suffix of the result file."""
+        return ".safetensors"

@@ -1,0 +1,52 @@
+"""Settings to method: one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..config.job import OutputConfig
+from ..config.methods import LoraConfig, MethodConfig, TextualInversionConfig
+from .base import TrainMethod
+from .lora import Lora
+from .textual_inversion import TextualInversion
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def make_method(config: MethodConfig, output: OutputConfig) -> TrainMethod:
+    """The training method that `config` describes. Raises KeyError for a kind that has none."""
+    return _METHODS[config.kind](config, output)
+
+
+def _textual_inversion(config: TextualInversionConfig, output: OutputConfig) -> TextualInversion:
+    return TextualInversion(
+        vectors_per_token=config.vectors_per_token,
+        initializer_text=config.initializer_text,
+        start_from=_path(config.start_from),
+        max_norm_ratio=config.max_norm_ratio,
+        file_format=output.file_format,
+    )
+
+
+def _lora(config: LoraConfig, output: OutputConfig) -> Lora:
+    return Lora(
+        rank=config.rank,
+        alpha=config.alpha,
+        conv_rank=config.conv_rank,
+        conv_alpha=config.conv_alpha,
+        dropout=config.dropout,
+        train_text_encoder=config.train_text_encoder,
+        text_encoder_learning_rate=config.text_encoder_learning_rate,
+        layer_filter=config.layer_filter,
+        start_from=_path(config.start_from),
+        dtype=DTYPES[output.dtype],
+    )
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+_METHODS = {"textual_inversion": _textual_inversion, "lora": _lora}

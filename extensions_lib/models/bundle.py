@@ -1,0 +1,108 @@
+"""A base model in memory: three networks, tokenizer, noise schedule, and what is needed to write its file again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    from .tokenizer import PromptTokenizer
+
+NUM_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """What all models of one kind share.
+
+    `latent_scale` multiplies the VAE's latents; `text_width` is D, the width of the text conditioning;
+    `prediction_type` is 'epsilon' or 'v_prediction'; `sd_version` is the WebUI's name ('SD1').
+    """
+
+    name: str
+    latent_scale: float
+    text_width: int
+    prediction_type: str
+    sd_version: str
+    native_resolution_px: int
+
+
+SD1 = ModelFamily("sd1", 0.18215, 768, "epsilon", "SD1", 512)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model came from. `name` is the file's stem; the hashes are of the file, empty for a folder."""
+
+    path: Path
+    name: str
+    sha256: str = ""
+    autov1: str = ""
+    is_folder: bool = False
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """How the file names and stores the tensors, so that the same file can be written again.
+
+    `dtypes` has one entry per tensor of the file, in its order, under the checkpoint's present-day names; `renamed`
+    maps such a name to the file's older one. `extra` holds the tensors that belong to no network (EMA, schedule
+    buffers, ...).
+    """
+
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class ModelBundle:
+    """A base model ready for training: everything frozen, in evaluation mode, on the CPU until `to` is called.
+
+    `alphas_cumprod` (1000,) float32: the share of signal left at each timestep, falling.
+    """
+
+    family: ModelFamily
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: PromptTokenizer
+    alphas_cumprod: Tensor
+    source: ModelSource
+    stored: StoredForm = field(default_factory=StoredForm)
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks by name: 'unet', 'vae', 'text_encoder'."""
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+
+    def freeze(self) -> None:
+        """No parameter of the three networks takes gradients; all are in evaluation mode."""
+        for part in self.parts.values():
+            part.requires_grad_(False)
+            part.eval()
+
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        *,
+        unet: torch.dtype | None = None,
+        vae: torch.dtype | None = None,
+        text_encoder: torch.dtype | None = None,
+    ) -> None:
+        """Move all three networks to `device` and those with a given dtype to it; None leaves it as it is.
+
+        The noise schedule moves along and stays float32. In place: parameters keep their identity.
+        """
+        dtypes = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+        for name, part in self.parts.items():
+            # The result of Module.to is not used: WebUIs patch it to answer None while they load a model.
+            part.to(device=device, dtype=dtypes[name])
+        self.alphas_cumprod = self.alphas_cumprod.to(device=device)

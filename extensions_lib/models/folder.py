@@ -1,0 +1,146 @@
+"""A base model in a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import KeyMismatchError, ModelError, UnsupportedModelError
+from ..formats.checkpoint import read_checkpoint
+from .build import adopt_tensors, build_module, position_ids
+from .bundle import NUM_TIMESTEPS, SD1, ModelBundle, ModelSource, StoredForm
+from .ldm import POSITION_IDS, part_to_ldm
+from .schedule import check_num_timesteps, linear_alphas_cumprod, scaled_linear_alphas_cumprod
+from .single_file import LoadedVae
+from .sizes import read_json
+from .tokenizer import PromptTokenizer
+
+_PIPELINE = "StableDiffusionPipeline"
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+_PICKLED_TEXT = "pytorch_model.bin"
+_OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+_SCHEDULES = {"scaled_linear": scaled_linear_alphas_cumprod, "linear": linear_alphas_cumprod}
+
+
+def load_folder(folder: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
+    """A Stable Diffusion 1 diffusers folder as a bundle; `vae` replaces the folder's own. Raises as `load_bundle`."""
+    configs = _configs(folder)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    alphas_cumprod = _alphas_cumprod(folder.name, scheduler)
+    latent_scale = float(configs["vae"].get("scaling_factor", SD1.latent_scale))
+    family = replace(SD1, latent_scale=latent_scale, prediction_type=_prediction_type(folder.name, scheduler))
+    modules: dict[str, nn.Module] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for part, config in configs.items():
+        if part == "vae" and vae is not None:
+            modules[part] = vae.module
+            dtypes |= vae.dtypes
+            vae.module.register_to_config(scaling_factor=latent_scale)
+        else:
+            modules[part] = build_module(part, config)
+            dtypes |= _fill(folder / part, part, modules[part], dtype)
+    return ModelBundle(
+        family=replace(family, text_width=modules["text_encoder"].config.hidden_size),
+        **modules,
+        tokenizer=_tokenizer(folder / "tokenizer"),
+        alphas_cumprod=alphas_cumprod,
+        source=ModelSource(folder, folder.name, is_folder=True),
+        stored=StoredForm(dtypes),
+    )
+
+
+def _configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The settings of the networks. Raises UnsupportedModelError for pipelines other than Stable Diffusion 1's."""
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"{folder} is no diffusers model: it has no model_index.json.",
+            "Choose a checkpoint file, or the folder that holds model_index.json.",
+        )
+    pipeline = read_json(folder / "model_index.json").get("_class_name")
+    if pipeline != _PIPELINE:
+        raise UnsupportedModelError(
+            f"{folder.name} is a {pipeline}; only {_PIPELINE} can be trained.", "Choose an SD 1 model."
+        )
+    configs = {part: read_json(folder / part / "config.json") for part in _WEIGHTS}
+    channels = configs["unet"].get("in_channels", 4)
+    if channels != 4:
+        raise UnsupportedModelError(f"{folder.name} takes {channels} channels, not 4.", "Choose a text-to-image model.")
+    if configs["unet"].get("use_linear_projection"):
+        raise UnsupportedModelError(
+            f"{folder.name} is a Stable Diffusion 2 model; only 1 is supported.", "Choose an SD 1 model."
+        )
+    return configs
+
+
+def _fill(folder: Path, part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Give the network the folder's weights; returns the dtypes they had, under their checkpoint names."""
+    tensors = _read_weights(folder, part)
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    stored_ids = tensors.pop(POSITION_IDS, None)
+    if part == "text_encoder":
+        tensors[POSITION_IDS] = position_ids(stored_ids, module.config.max_position_embeddings)
+    try:
+        adopt_tensors(module, tensors, dtype)
+    except KeyMismatchError as error:
+        raise KeyMismatchError(f"{folder}: {error.message}", error.hint) from error
+    names = [name for name in module.state_dict() if name != POSITION_IDS]
+    return {ldm: dtypes[name] for name, ldm in zip(names, part_to_ldm(part, module), strict=True)}
+
+
+def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
+    """The first weights file there is: .safetensors before .bin, full precision before fp16."""
+    stem = _WEIGHTS[part]
+    pickled = _PICKLED_TEXT if part == "text_encoder" else f"{stem}.bin"
+    names = (f"{stem}.safetensors", f"{stem}.fp16.safetensors", pickled, pickled.replace(".bin", ".fp16.bin"))
+    for name in names:
+        if (folder / name).is_file():
+            tensors = read_checkpoint(folder / name).tensors
+            return _with_new_attention_names(tensors) if part == "vae" else tensors
+    raise ModelError(f"{folder} holds no weights; looked for {', '.join(names)}.", "Copy or download the folder again.")
+
+
+def _with_new_attention_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """VAE folders from before diffusers 0.18 call the projections query, key, value, proj_attn."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for old, new in _OLD_ATTENTION.items():
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    return renamed
+
+
+def _tokenizer(folder: Path) -> PromptTokenizer:
+    if (folder / "vocab.json").is_file():
+        return PromptTokenizer.from_folder(folder)
+    return PromptTokenizer.from_open_clip()
+
+
+def _prediction_type(name: str, scheduler: Mapping[str, Any]) -> str:
+    value = scheduler.get("prediction_type", SD1.prediction_type)
+    if value not in ("epsilon", "v_prediction"):
+        raise UnsupportedModelError(
+            f"{name}: prediction_type is {value!r}; accepted are 'epsilon' and 'v_prediction'.", "Choose another model."
+        )
+    return value
+
+
+def _alphas_cumprod(name: str, scheduler: Mapping[str, Any]) -> Tensor:
+    """The schedule of scheduler_config.json, diffusers' defaults where it says nothing."""
+    check_num_timesteps(scheduler.get("num_train_timesteps", NUM_TIMESTEPS), name)
+    kind = scheduler.get("beta_schedule", "linear")
+    if kind not in _SCHEDULES or scheduler.get("trained_betas") or scheduler.get("rescale_betas_zero_snr"):
+        raise UnsupportedModelError(
+            f"{name}: the noise schedule ({kind!r}, own betas or zero terminal SNR) is not supported; "
+            f"accepted are {', '.join(map(repr, _SCHEDULES))} as they are.",
+            "Choose another model.",
+        )
+    return _SCHEDULES[kind](scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02))

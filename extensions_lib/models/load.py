@@ -1,0 +1,32 @@
+"""Reading a base model: a single file, with its yaml and perhaps a separate VAE, or a diffusers folder. Offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..errors import ModelError
+from .build import verify_module
+from .bundle import ModelBundle
+from .folder import load_folder
+from .single_file import load_single_file, load_vae_file
+
+
+def load_bundle(path: Path, *, vae_path: Path | None = None, dtype: torch.dtype = torch.float32) -> ModelBundle:
+    """The base model in `path`, on the CPU, frozen, all floating weights in `dtype`.
+
+    `path` is a .safetensors or .ckpt file, whose sibling .yaml is honoured, or a diffusers folder. `vae_path` names a
+    file whose VAE is used instead. No network is used, no weight is initialised at random. Raises ModelError (missing
+    file or part, NaN), UnsupportedModelError, FormatError, KeyMismatchError; HostError when the WebUI's patches
+    interfered.
+    """
+    for name in (path, vae_path):
+        if name is not None and not name.exists():
+            raise ModelError(f"The model {name} does not exist.", "Check the name and the folder.")
+    vae = None if vae_path is None else load_vae_file(vae_path, dtype)
+    load = load_folder if path.is_dir() else load_single_file
+    bundle = load(path, vae, dtype)
+    for part, module in bundle.parts.items():
+        verify_module(module, dtype, f"{bundle.source.name} ({part})")
+    return bundle

@@ -1,0 +1,165 @@
+"""A base model, or a VAE, in one .safetensors, .ckpt or .pt file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FormatError
+from ..formats.checkpoint import checkpoint_header, read_checkpoint
+from ..formats.keys import PREFIXES
+from ..formats.safetensors_io import TensorInfo, autov1, describe_tensor, file_sha256
+from .build import adopt_tensors, build_module, position_ids
+from .bundle import ModelBundle, ModelSource, StoredForm
+from .detect import check_parts, detect_family
+from .ldm import PART_PREFIXES, POSITION_IDS, check_fit, modern_names, part_from_ldm, part_to_ldm
+from .schedule import check_alphas_cumprod, scaled_linear_alphas_cumprod
+from .sibling import SiblingFacts, find_clip_folder, read_sibling
+from .sizes import part_shapes, text_config, unet_config, vae_config
+from .tokenizer import PromptTokenizer
+
+_ALPHAS = "alphas_cumprod"
+_VAE = PREFIXES["vae"]
+
+
+@dataclass(frozen=True)
+class LoadedVae:
+    """A VAE from a file of its own, and the dtypes its tensors had there, under their checkpoint names."""
+
+    module: nn.Module
+    dtypes: dict[str, torch.dtype]
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A model file with a known header; `read` gives its tensors. Names are present-day checkpoint names.
+
+    `renamed` maps those of them that the file itself calls otherwise to the file's name.
+    """
+
+    header: dict[str, TensorInfo]
+    read: Callable[[], dict[str, Tensor]]
+    renamed: dict[str, str]
+
+
+def load_single_file(path: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
+    """A Stable Diffusion 1 checkpoint as a bundle; `vae` replaces the file's own, if any. Raises as `load_bundle`."""
+    opened = _open(path)
+    family = detect_family(opened.header, path.name)
+    check_parts(opened.header, path.name, needs_vae=vae is None)
+    facts = read_sibling(path)
+    configs = _configs(path, opened.header, facts)
+    if vae is not None:
+        del configs["vae"]
+    modules = {part: build_module(part, config) for part, config in configs.items()}
+    _check_fit(path.name, modules, opened.header)
+    tensors = opened.read()
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    _fill(modules, tensors, dtype)
+    if vae is not None:
+        tensors, dtypes = _without_vae(tensors), _without_vae(dtypes) | vae.dtypes
+        vae.module.register_to_config(scaling_factor=facts.latent_scale)
+        modules["vae"] = vae.module
+    return ModelBundle(
+        family=replace(family, prediction_type=facts.prediction_type, latent_scale=facts.latent_scale),
+        **modules,
+        tokenizer=_tokenizer(path, facts),
+        alphas_cumprod=_alphas_cumprod(path, tensors, facts),
+        source=ModelSource(path, path.stem, file_sha256(path), autov1(path)),
+        stored=StoredForm(dtypes, opened.renamed, tensors),
+    )
+
+
+def load_vae_file(path: Path, dtype: torch.dtype) -> LoadedVae:
+    """The VAE of a VAE file (with or without `first_stage_model.`) or of a checkpoint. Raises as `load_bundle`."""
+    opened = _open(path)
+    prefix = "" if "decoder.conv_in.weight" in opened.header else _VAE
+    header = {_VAE + name.removeprefix(prefix): info for name, info in opened.header.items() if name.startswith(prefix)}
+    if _VAE + "decoder.conv_in.weight" not in header:
+        raise FormatError(f"{path.name} is no VAE file: it has no tensor decoder.conv_in.weight.", "Choose a VAE file.")
+    modules = {"vae": build_module("vae", vae_config(part_shapes(header, "vae"), SiblingFacts().latent_scale))}
+    _check_fit(path.name, modules, header)
+    tensors = {
+        _VAE + name.removeprefix(prefix): tensor for name, tensor in opened.read().items() if name.startswith(prefix)
+    }
+    dtypes = {name: tensors[name].dtype for name in part_to_ldm("vae", modules["vae"])}
+    _fill(modules, tensors, dtype)
+    return LoadedVae(modules["vae"], dtypes)
+
+
+def _open(path: Path) -> OpenFile:
+    """The header of a .safetensors is read alone, so that a file we refuse costs nothing; a pickle is read at once."""
+    if path.suffix.lower() == ".safetensors":
+        header = checkpoint_header(path)
+        renamed = modern_names(header)
+        return OpenFile(
+            _modernised(header, renamed), lambda: _modernised(read_checkpoint(path).tensors, renamed), renamed
+        )
+    tensors = read_checkpoint(path).tensors
+    renamed = modern_names(tensors)
+    tensors = _modernised(tensors, renamed)
+    return OpenFile({name: describe_tensor(tensor) for name, tensor in tensors.items()}, lambda: tensors, renamed)
+
+
+def _modernised(by_name: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """The same entries in the same order, old names replaced."""
+    modern = {old: new for new, old in renamed.items()}
+    return {modern.get(name, name): value for name, value in by_name.items()}
+
+
+def _configs(path: Path, header: Mapping[str, TensorInfo], facts: SiblingFacts) -> dict[str, dict[str, Any]]:
+    """The settings of each network the file holds."""
+    configs = {
+        "unet": unet_config(part_shapes(header, "unet"), facts),
+        "text_encoder": text_config(part_shapes(header, "text"), facts, path),
+    }
+    vae_shapes = part_shapes(header, "vae")
+    return configs | {"vae": vae_config(vae_shapes, facts.latent_scale)} if vae_shapes else configs
+
+
+def _check_fit(where: str, modules: Mapping[str, nn.Module], header: Mapping[str, TensorInfo]) -> None:
+    """Every network must find its tensors in the file: checked before any is read."""
+    expected = {
+        name: tuple(tensor.shape)
+        for part, module in modules.items()
+        for name, tensor in part_to_ldm(part, module).items()
+    }
+    prefixes = tuple(PART_PREFIXES[part] for part in modules)
+    given = {name: info.shape for name, info in header.items() if name.startswith(prefixes)}
+    check_fit(expected, given, where)
+
+
+def _fill(modules: Mapping[str, nn.Module], tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Give each network its tensors and take them out of `tensors`."""
+    for part, module in modules.items():
+        own = {name: tensors.pop(name) for name in part_to_ldm(part, module)}
+        given = part_from_ldm(part, own, module)
+        own.clear()
+        if part == "text_encoder":
+            stored = tensors.get(PART_PREFIXES[part] + POSITION_IDS)
+            given[POSITION_IDS] = position_ids(stored, module.config.max_position_embeddings)
+        adopt_tensors(module, given, dtype)
+
+
+def _without_vae(by_name: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in by_name.items() if not name.startswith(_VAE)}
+
+
+def _tokenizer(path: Path, facts: SiblingFacts) -> PromptTokenizer:
+    """The one of the folder the yaml names, if it has one: the WebUI uses that; otherwise OpenAI's."""
+    folder = find_clip_folder(path, facts.clip_version)
+    if folder is not None and (folder / "vocab.json").is_file():
+        return PromptTokenizer.from_folder(folder)
+    return PromptTokenizer.from_open_clip()
+
+
+def _alphas_cumprod(path: Path, extra: Mapping[str, Tensor], facts: SiblingFacts) -> Tensor:
+    """The schedule the WebUI samples with: the one stored in the file, or else that of the yaml."""
+    if _ALPHAS in extra:
+        return check_alphas_cumprod(extra[_ALPHAS], path.name)
+    return scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end)

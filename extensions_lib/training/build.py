@@ -1,0 +1,259 @@
+"""Settings to objects: the only place that reads a job's configuration on behalf of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import ImageColor
+from torch import Tensor
+
+from ..config.dataset import DatasetConfig
+from ..config.job import TrainJobConfig
+from ..config.training import TrainingConfig
+from ..control import JobControl
+from ..data.caption_maker import CaptionMaker, load_template
+from ..data.dataset import Dataset, scan_folder
+from ..data.encode import sample_latents
+from ..data.latent_cache import CachedLatents, cache_latents
+from ..data.stream import BatchPlan, group_by_bucket
+from ..diffusion.timesteps import step_generator
+from ..errors import ConfigError, Problem
+from ..events import EventStream, PhaseProgress, Warned
+from ..methods.base import Trainable
+from ..models.bundle import ModelBundle
+from ..models.load import load_bundle
+from .conditioning import TextConditioner
+from .denoising import Denoiser, LossSettings, NoiseSettings, fixed_noise_loss
+from .loop import MicroBatch
+from .lr_schedule import Schedule, make_schedule, make_text_schedule, parse_lr_text
+from .memory import out_of_memory_explained
+from .optimizer import make_optimizer
+from .precision import Precision, choose_precision
+
+MAX_SKIPPED_NAMED = 20
+
+
+@dataclass(frozen=True)
+class PicturesAndCaptions:
+    """A dataset with its latents and the texts that go with it."""
+
+    dataset: Dataset
+    latents: CachedLatents
+    captions: CaptionMaker
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A frozen base model on its device, and the pictures to train and to validate with."""
+
+    bundle: ModelBundle
+    device: torch.device
+    precision: Precision
+    train: PicturesAndCaptions
+    validation: PicturesAndCaptions
+
+
+def prepare(config: TrainJobConfig, cache_folder: Path, events: EventStream, control: JobControl) -> Prepared:
+    """Load the model, look at the pictures, encode them. Raises ModelError, DatasetError, ConfigError or JobStopped."""
+    device = choose_device(config.training.device)
+    precision = choose_precision(config.training.mixed_precision, device)
+    dataset = _scan(config.dataset, config.dataset.folder, events, control)
+    held_out = config.dataset.validation_folder
+    validation = _scan(config.dataset, held_out, events, control) if held_out else dataset
+    bundle = load_model(config, device, precision, events)
+    captions = _captions(config)
+    train = PicturesAndCaptions(dataset, _encode(dataset, bundle, config, cache_folder, events, control), captions)
+    if not held_out:
+        return Prepared(bundle, device, precision, train, train)
+    latents = _encode(validation, bundle, config, cache_folder, events, control)
+    return Prepared(bundle, device, precision, train, PicturesAndCaptions(validation, latents, captions))
+
+
+def load_model(config: TrainJobConfig, device: torch.device, precision: Precision, events: EventStream) -> ModelBundle:
+    """The frozen base model on `device`: its UNet in the chosen format, VAE and text encoder in float32."""
+    events.emit(PhaseProgress(phase="load model", done=0, total=1))
+    bundle = load_bundle(Path(config.base_model), vae_path=Path(config.vae) if config.vae else None)
+    bundle.freeze()
+    with out_of_memory_explained("loading the model"):
+        bundle.to(device, unet=precision.weight_dtype)
+    events.emit(PhaseProgress(phase="load model", done=1, total=1))
+    return bundle
+
+
+def choose_device(request: str) -> torch.device:
+    """The torch device for 'auto', 'cpu', 'cuda', 'cuda:1', ... Raises ConfigError when there is none of that name."""
+    if request == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(request)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = Problem("training.device", f"is {request!r}, which this machine does not have: {error}")
+        raise ConfigError([problem], "Use auto or cpu.") from error
+    return device
+
+
+def _scan(config: DatasetConfig, folder: str, events: EventStream, control: JobControl) -> Dataset:
+    dataset = scan_folder(
+        Path(folder),
+        resolution_px=config.resolution_px,
+        step_px=config.bucket_step_px or None,
+        use_buckets=config.use_buckets,
+        allow_upscale=config.allow_upscale,
+        include_subfolders=config.recursive,
+        repeats=config.repeats,
+        background=_color(config.background_color),
+        progress=lambda done, total: events.emit(PhaseProgress(phase="look at pictures", done=done, total=total)),
+        boundary=control.boundary,
+    )
+    if dataset.skipped:
+        named = "".join(f"\n  {skipped}" for skipped in dataset.skipped[:MAX_SKIPPED_NAMED])
+        more = len(dataset.skipped) - MAX_SKIPPED_NAMED
+        rest = f"\n  and {more} more" if more > 0 else ""
+        count = len(dataset.skipped)
+        events.emit(Warned(text=f"{count} of {count + len(dataset.examples)} pictures are not used:{named}{rest}"))
+    return dataset
+
+
+def _color(text: str) -> tuple[int, int, int]:
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        problem = Problem("dataset.background_color", f"is {text!r}, accepted are colours such as '#ffffff' or 'white'")
+        raise ConfigError([problem]) from error
+
+
+def _captions(config: TrainJobConfig) -> CaptionMaker:
+    dataset = config.dataset
+    return CaptionMaker(
+        load_template(dataset.caption_template),
+        name=config.trigger_word,
+        shuffle_tags=dataset.shuffle_tags,
+        keep_first_tags=dataset.keep_first_tags,
+        caption_dropout=dataset.caption_dropout_rate,
+    )
+
+
+def _encode(
+    dataset: Dataset, bundle: ModelBundle, config: TrainJobConfig, folder: Path, events: EventStream, control: JobControl
+) -> CachedLatents:
+    with out_of_memory_explained("encoding the pictures", resolution_px=config.dataset.resolution_px):
+        return cache_latents(
+            dataset,
+            bundle.vae,
+            folder,
+            flip=config.dataset.flip,
+            progress=lambda done, total: events.emit(PhaseProgress(phase="encode pictures", done=done, total=total)),
+            boundary=control.boundary,
+        )
+
+
+def make_conditioner(prepared: Prepared, trainable: Trainable, config: TrainJobConfig) -> TextConditioner:
+    """Text states; each caption is encoded once where that is legal."""
+    is_frozen = not trainable.trains_text_encoder and prepared.train.captions.is_constant
+    return TextConditioner(
+        prepared.bundle, clip_skip=config.training.clip_skip, tokens=trainable.tokens, is_frozen=is_frozen
+    )
+
+
+def make_denoiser(prepared: Prepared) -> Denoiser:
+    """The UNet with its schedule."""
+    return Denoiser(prepared.bundle.unet, prepared.bundle.alphas_cumprod, prepared.precision.weight_dtype)
+
+
+def make_compute_losses(
+    prepared: Prepared, conditioner: TextConditioner, config: TrainJobConfig
+) -> Callable[[int, int], MicroBatch]:
+    """The function the loop calls for each micro-batch; it depends on (step, micro-batch) and the parameters only."""
+    training, dataset, train = config.training, config.dataset, prepared.train
+    seed, accumulation = training.seed, training.gradient_accumulation_steps
+    examples = train.dataset.examples
+    plan = BatchPlan(group_by_bucket(examples), batch_size=training.train_batch_size, seed=seed, flip=dataset.flip)
+    denoiser, noise_settings, loss_settings = make_denoiser(prepared), _noise(training), _loss(prepared, training)
+    scale = prepared.bundle.family.latent_scale
+
+    def compute_losses(step: int, micro_batch: int) -> MicroBatch:
+        index = step * accumulation + micro_batch
+        refs, epoch = plan.micro_batch(index), plan.epoch_of(index)
+        generator = step_generator(seed, step, micro_batch, "latents") if dataset.latent_sampling == "random" else None
+        latents = sample_latents(*train.latents.stack(refs), generator, scale).to(prepared.device)
+        texts = [train.captions.caption(examples[r.example_index], seed=seed, epoch=epoch, repeat=r.repeat) for r in refs]
+        masks = None
+        if dataset.use_alpha_masks:
+            masks = train.latents.stack_weights(refs, dataset.unmasked_weight).to(prepared.device)
+        noise, timesteps = denoiser.draw(latents, noise_settings, step, micro_batch)
+        losses = denoiser.losses(latents, conditioner(texts), noise, timesteps, loss_settings, masks)
+        return MicroBatch(losses, torch.ones_like(losses), [examples[r.example_index].name for r in refs])
+
+    return compute_losses
+
+
+def _noise(training: TrainingConfig) -> NoiseSettings:
+    return NoiseSettings(
+        seed=training.seed,
+        offset=training.noise_offset,
+        pyramid_discount=training.pyramid_noise_discount,
+        input_perturbation=training.input_perturbation,
+        min_timestep=training.min_timestep,
+        max_timestep=training.max_timestep,
+    )
+
+
+def _loss(prepared: Prepared, training: TrainingConfig) -> LossSettings:
+    prediction_type = prepared.bundle.family.prediction_type
+    return LossSettings(prediction_type, training.loss_weighting, training.min_snr_gamma)
+
+
+def make_learning_rates(config: TrainJobConfig) -> tuple[float, Schedule]:
+    """The base learning rate, and its multiplier by completed steps. Raises ConfigError for a bad schedule text."""
+    optimizer, num_steps = config.optimizer, config.training.max_train_steps
+    if isinstance(optimizer.learning_rate, str):
+        pieces = parse_lr_text(optimizer.learning_rate)
+        return pieces[0].rate, make_text_schedule(pieces)
+    schedule = make_schedule(
+        optimizer.lr_scheduler,
+        num_steps=num_steps,
+        warmup_steps=round(optimizer.lr_warmup_ratio * num_steps),
+        min_ratio=optimizer.min_lr_ratio,
+        num_cycles=optimizer.lr_num_cycles,
+        power=optimizer.lr_power,
+        base_lr=optimizer.learning_rate,
+    )
+    return optimizer.learning_rate, schedule
+
+
+def make_job_optimizer(config: TrainJobConfig, trainable: Trainable, base_lr: float) -> torch.optim.Optimizer:
+    """The optimizer over the method's groups, each with its own rate. Raises ConfigError for a missing package."""
+    groups = [
+        {"params": list(group.parameters), "lr": base_lr if group.learning_rate is None else group.learning_rate}
+        for group in trainable.groups
+    ]
+    settings = config.optimizer
+    return make_optimizer(
+        settings.optimizer,
+        groups,
+        weight_decay=settings.weight_decay,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        eps=settings.epsilon,
+    )
+
+
+def validation_loss(prepared: Prepared, conditioner: TextConditioner, seed: int) -> float:
+    """Mean loss over the validation pictures at fixed noise and timesteps, with each picture's own caption."""
+    denoiser, pictures = make_denoiser(prepared), prepared.validation
+    losses = []
+    for example in pictures.dataset.examples:
+        latents = (pictures.latents.get(example.index).mean * prepared.bundle.family.latent_scale).unsqueeze(0)
+        text = pictures.captions.caption(example, seed=0, epoch=0)
+        with torch.no_grad():
+            states: Tensor = conditioner([text])
+        losses.append(
+            fixed_noise_loss(
+                denoiser, latents.to(prepared.device), states, prepared.bundle.family.prediction_type, seed + example.index
+            )
+        )
+    return sum(losses) / len(losses)

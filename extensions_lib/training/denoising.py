@@ -1,0 +1,117 @@
+"""The loss of a micro-batch: noise, timesteps, prediction, comparison.
+
+Letters: B examples, C latent channels, H W latent size (pixels / 8), T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.loss import loss_weights, per_sample_loss
+from ..diffusion.noise import add_noise, draw_noise
+from ..diffusion.target import training_target
+from ..diffusion.timesteps import sample_timesteps, step_generator
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """How noise and timesteps are drawn."""
+
+    seed: int
+    offset: float = 0.0
+    pyramid_discount: float = 0.0
+    input_perturbation: float = 0.0
+    min_timestep: int = 0
+    max_timestep: int = 1000
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """How the prediction is judged."""
+
+    prediction_type: str
+    weighting: str = "none"
+    min_snr_gamma: float = 5.0
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A frozen UNet, perhaps with adapters, and its noise schedule `alphas_cumprod` (1000,) float32."""
+
+    unet: nn.Module
+    alphas_cumprod: Tensor
+    dtype: torch.dtype
+
+    def losses(
+        self,
+        latents: Tensor,
+        encoder_hidden_states: Tensor,
+        noise: tuple[Tensor, Tensor],
+        timesteps: Tensor,
+        settings: LossSettings,
+        mask_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Losses (B,) float32, weighted by noise level. `latents` (B, C, H, W) are scaled, float32."""
+        input_noise, target_noise = noise
+        noisy_latents = add_noise(latents, input_noise, self.alphas_cumprod, timesteps)
+        prediction = self.unet(
+            noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=encoder_hidden_states.to(self.dtype)
+        ).sample
+        target = training_target(settings.prediction_type, latents, target_noise, self.alphas_cumprod, timesteps)
+        weights = loss_weights(
+            settings.weighting,
+            self.alphas_cumprod,
+            timesteps,
+            settings.prediction_type,
+            min_snr_gamma=settings.min_snr_gamma,
+        )
+        return per_sample_loss(prediction, target, mask_weights=mask_weights) * weights
+
+    def draw(
+        self, latents: Tensor, settings: NoiseSettings, step: int, micro_batch: int
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Noise for input and target, each like `latents`, and timesteps (B,): they depend on (seed, step, micro_batch) only."""
+        noise = draw_noise(
+            latents.shape,
+            step_generator(settings.seed, step, micro_batch, "noise"),
+            offset=settings.offset,
+            pyramid_discount=settings.pyramid_discount,
+            input_perturbation=settings.input_perturbation,
+        )
+        timesteps = sample_timesteps(
+            len(latents),
+            step_generator(settings.seed, step, micro_batch, "timesteps"),
+            settings.min_timestep,
+            settings.max_timestep,
+        )
+        moved = tuple(tensor.to(latents.device) for tensor in noise)
+        return (moved[0], moved[1]), timesteps.to(latents.device)
+
+
+VALIDATION_TIMESTEPS = tuple(range(50, 1000, 128))
+
+
+@torch.no_grad()
+def fixed_noise_loss(
+    denoiser: Denoiser, latents: Tensor, encoder_hidden_states: Tensor, prediction_type: str, seed: int
+) -> float:
+    """Mean loss of one picture, latents (1, C, H, W), at 8 timesteps from 5 to 95 % with noise fixed by `seed`.
+
+    Comparable between steps and between models; unweighted.
+    """
+    count = len(VALIDATION_TIMESTEPS)
+    noise = torch.randn((count, *latents.shape[1:]), generator=step_generator(seed, 0, 0, "validation")).to(
+        latents.device
+    )
+    timesteps = torch.tensor(VALIDATION_TIMESTEPS, device=latents.device)
+    losses = denoiser.losses(
+        latents.expand(count, -1, -1, -1),
+        encoder_hidden_states.expand(count, -1, -1),
+        (noise, noise),
+        timesteps,
+        LossSettings(prediction_type),
+    )
+    return float(losses.mean())

@@ -1,0 +1,106 @@
+"""How much memory a run took at most, and what to do when there is too little."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..errors import OutOfMemoryError
+
+BYTES_PER_GIB = 2**30
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def reset_peak_memory(device: torch.device | str) -> None:
+    """Begin a new peak. On a CPU outside Linux the peak stays that of the whole process."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def peak_memory_gib(device: torch.device | str) -> float | None:
+    """The most memory since `reset_peak_memory`, in GiB: tensors on a CUDA device, else the resident process.
+
+    None where the system does not tell (Windows).
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / BYTES_PER_GIB
+    return peak_resident_gib()
+
+
+def peak_resident_gib(status: Path = Path("/proc/self/status")) -> float | None:
+    """The peak resident size of this process in GiB; None where the system does not tell."""
+    try:
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return _peak_from_resource()
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return kibibytes[0] * 1024 / BYTES_PER_GIB if kibibytes else _peak_from_resource()
+
+
+def _peak_from_resource() -> float | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / BYTES_PER_GIB
+
+
+@contextmanager
+def out_of_memory_explained(
+    activity: str = "training",
+    *,
+    batch_size: int | None = None,
+    gradient_checkpointing: bool | None = None,
+    resolution_px: int | None = None,
+) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into OutOfMemoryError that says what to change; others pass unchanged.
+
+    `activity` completes "Out of memory while ...". The settings, where known, decide which advice is given. The failed
+    computation's tensors are released, so a smaller attempt can follow.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        reason = str(error).strip().partition("\n")[0]
+        message = f"Out of memory while {activity}" + (f": {reason}" if reason else ".")
+        raise OutOfMemoryError(message, memory_hint(batch_size, gradient_checkpointing, resolution_px)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that a device or the machine has too little memory."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
+def memory_hint(batch_size: int | None, gradient_checkpointing: bool | None, resolution_px: int | None) -> str:
+    """What to change, most useful first; None stands for an unknown setting."""
+    advice = []
+    if batch_size is None:
+        advice.append("lower the batch size")
+    elif batch_size > 1:
+        advice.append(f"lower the batch size (now {batch_size}; more accumulation steps make up for it)")
+    if not gradient_checkpointing:
+        advice.append("switch gradient checkpointing on")
+    advice.append("lower the resolution" + (f" (now {resolution_px} px)" if resolution_px else ""))
+    text = "; ".join(advice)
+    return f"{text[0].upper()}{text[1:]}."
