@@ -41,7 +41,9 @@ def _hook(adapter: Adapter):  # noqa: ANN202 - the type of a torch forward hook
     return change_output
 
 
-def select_layers(root: nn.Module, inside: tuple[str, ...], kinds: tuple[type, ...], pattern: str = "") -> dict[str, nn.Module]:
+def select_layers(
+    root: nn.Module, inside: tuple[str, ...], kinds: tuple[type, ...], pattern: str = ""
+) -> dict[str, nn.Module]:
     """Layers of one of the types `kinds` within modules whose class name is in `inside`, by dotted path.
 
     `pattern` is a regular expression to be found in the path; empty accepts all.

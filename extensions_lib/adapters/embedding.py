@@ -39,7 +39,7 @@ class ExtendedEmbedding(nn.Module):
 
 @contextmanager
 def extended(embeddings: nn.Module, rows: Tensor) -> Iterator[ExtendedEmbedding]:
-    """Within the context `embeddings.token_embedding` knows the new rows; afterwards it is the same object as before."""
+    """Within the context `embeddings.token_embedding` knows the new rows; afterwards it is the same object again."""
     table = embeddings.token_embedding
     extension = ExtendedEmbedding(table, rows).to(table.weight.device)
     embeddings.token_embedding = extension

@@ -38,7 +38,9 @@ class LoraAdapter(Adapter):
     def load_factors(self, down: Tensor, up: Tensor, alpha: float) -> None:
         """Go on from given factors; their rank may differ from the one this adapter was made with."""
         self.down = nn.Parameter(down.detach().to(self.down.device, torch.float32).reshape(-1, *self.down.shape[1:]))
-        self.up = nn.Parameter(up.detach().to(self.up.device, torch.float32).reshape(self.up.shape[0], -1, *self.up.shape[2:]))
+        self.up = nn.Parameter(
+            up.detach().to(self.up.device, torch.float32).reshape(self.up.shape[0], -1, *self.up.shape[2:])
+        )
         self.alpha = alpha
 
     def change(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:

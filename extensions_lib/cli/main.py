@@ -119,7 +119,9 @@ def _preview(options: argparse.Namespace) -> int:
     from ..jobs.draw import draw_previews
     from ..jobs.store import RunFolder
 
-    step = draw_previews(RunFolder(options.run), options.prompt, options.seed, options.output, (ConsoleDisplay(sys.stdout),))
+    step = draw_previews(
+        RunFolder(options.run), options.prompt, options.seed, options.output, (ConsoleDisplay(sys.stdout),)
+    )
     print(f"{options.output}: the model after {step} steps")
     return 0
 
@@ -149,10 +151,10 @@ def _settings(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import run_demo
+    from .demo import show_demo
 
     with _interruptible() as control:
-        return run_demo(options.folder, control)
+        return show_demo(options.folder, control)
 
 
 def _exit_code(outcome: Outcome) -> int:

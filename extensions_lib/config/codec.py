@@ -151,7 +151,9 @@ def _load_scalar(setting: Setting, value: Any, path: str, problems: list[Problem
     if option.choices and value not in option.choices:
         problems.append(Problem(path, _not_one_of(value, option.choices)))
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(value, option.min, option.max):
-        problems.append(Problem(path, f"is {value}, accepted are {_range(option.min, option.max)} {option.unit}".strip()))
+        problems.append(
+            Problem(path, f"is {value}, accepted are {_range(option.min, option.max)} {option.unit}".strip())
+        )
     return value
 
 
@@ -169,7 +171,9 @@ def _within(value: float, low: float | None, high: float | None) -> bool:
 def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
         return f"{low:.10g} to {high:.10g}"
-    return f"{low:.10g} or more" if low is not None else f"{high:.10g} or less" if high is not None else "finite numbers"
+    return (
+        f"{low:.10g} or more" if low is not None else f"{high:.10g} or less" if high is not None else "finite numbers"
+    )
 
 
 def _not_one_of(value: Any, choices: tuple[str, ...]) -> str:
@@ -191,21 +195,30 @@ def _check_together(job: TrainJobConfig) -> list[Problem]:
     """Mistakes that only two settings together make."""
     problems = []
     if not job.name.strip(" .") or job.name != job.name.strip() or any(c in FORBIDDEN_IN_NAMES for c in job.name):
-        problems.append(Problem("name", f"is {job.name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}"))
+        problems.append(
+            Problem("name", f"is {job.name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}")
+        )
     training, dataset = job.training, job.dataset
     if training.min_timestep >= training.max_timestep:
         problems.append(
-            Problem("training.min_timestep", f"is {training.min_timestep}, must be below max_timestep {training.max_timestep}")
+            Problem(
+                "training.min_timestep",
+                f"is {training.min_timestep}, must be below max_timestep {training.max_timestep}",
+            )
         )
     for name in ("resolution_px", "bucket_step_px"):
         if getattr(dataset, name) % 8:
             problems.append(Problem(f"dataset.{name}", f"is {getattr(dataset, name)}, accepted are multiples of 8"))
     if training.noise_offset and training.pyramid_noise_discount:
-        problems.append(Problem("training.noise_offset", "cannot be used together with pyramid_noise_discount; set one to 0"))
+        problems.append(
+            Problem("training.noise_offset", "cannot be used together with pyramid_noise_discount; set one to 0")
+        )
     word = dataset.trigger_word
     if job.method.kind == "textual_inversion" and word not in ("", job.name):
         problems.append(
-            Problem("dataset.trigger_word", f"is {word!r}; an embedding is called by its name, {job.name!r}; leave it empty")
+            Problem(
+                "dataset.trigger_word", f"is {word!r}; an embedding is called by its name, {job.name!r}; leave it empty"
+            )
         )
     if job.output.file_format == "pt" and job.method.kind != "textual_inversion":
         problems.append(Problem("output.file_format", "is 'pt', which only embeddings have; accepted is safetensors"))

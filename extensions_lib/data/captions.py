@@ -12,7 +12,7 @@ from ..errors import DatasetError
 
 NUMBERS_AT_START = re.compile(r"^[-\d]+\s*")
 EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
-WEIGHTED = re.compile(r"(?<!\\)\(([^()<>]*?)\s*:\s*\d+(?:\.\d+)?\s*\)")
+WEIGHTED = re.compile(r"\(([^()<>]*?)\s*:\s*\d+(?:\.\d+)?\s*\)")
 
 
 @dataclass(frozen=True)

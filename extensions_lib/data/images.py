@@ -173,11 +173,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
         method = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG))
     except BROKEN:
         method = None
-    if method is None:
-        return image
-    turned = image.transpose(method)
-    turned.info = image.info
-    return turned
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image, background: Colour) -> tuple[Image.Image, Image.Image | None, list[str]]:

@@ -106,7 +106,7 @@ def _explained(error: OSError, path: Path) -> ExtensionError:
         return OutputError(f"The folder {path.parent} does not exist.", "Create it, or choose another output folder.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(
-            f"{path} could not be written: the folder or file is read-only.", "Choose another output folder."
+            f"{path} could not be written: the folder or file is read-only, or in use.", "Choose another output folder."
         )
     return OutputError(
         f"{path} could not be written: {error.strerror or error}.",

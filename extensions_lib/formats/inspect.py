@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def verify_lora(
     return VerifiedFile(
         num_modules=num_modules,
         num_unmatched=len(found) - num_modules,
-        max_difference=max(differences, default=0.0) if same_names else float("inf"),
+        max_difference=max(differences, default=0.0) if same_names else math.inf,
         is_finite=all(_is_finite(tensor) for layer in found.values() for tensor in (layer.down, layer.up)),
         is_zero=not any(bool(layer.down.any()) and bool(layer.up.any()) for layer in found.values()),
     )
@@ -108,8 +109,10 @@ def verify_lora(
 def _difference(found: LoraLayer, expected: LoraLayer) -> float:
     pairs = ((found.down, expected.down), (found.up, expected.up))
     if any(a.shape != b.shape for a, b in pairs):
-        return float("inf")
-    factors = [float((a - b.detach().cpu().float()).abs().max()) for a, b in pairs]
+        return math.inf
+    factors = [
+        float((a - b.detach().cpu().float()).abs().nan_to_num(nan=math.inf, posinf=math.inf).max()) for a, b in pairs
+    ]
     return max(*factors, abs(found.alpha - expected.alpha))
 
 

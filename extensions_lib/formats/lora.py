@@ -142,7 +142,7 @@ def _layer(path: Path, name: str, parts: Mapping[str, Tensor]) -> LoraLayer:
     if missing:
         raise FormatError(f"{path}: the layer {name} lacks {' and '.join(missing)}.", "The file is incomplete.")
     down, up = parts["down"].float(), parts["up"].float()
-    if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1]:
+    if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
         shapes = f"{tuple(up.shape)} and {tuple(down.shape)}"
         raise FormatError(
             f"{path}: up and down of the layer {name} do not fit together: {shapes}.", "The file is damaged."

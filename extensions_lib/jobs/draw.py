@@ -6,18 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ..config.preview import PreviewPrompt
 from ..errors import TrainingError
 from ..events import EventStream, Listener
-from ..formats.atomic import write_bytes_atomic
-from ..methods.catalogue import make_method
-from ..training.build import choose_device, load_model
-from ..training.precision import choose_precision
-from ..training.run_state import load_newest
-from .previews import Previewer
-from .run import no_boundary
 from .store import RunFolder
 
 
@@ -28,6 +19,15 @@ def draw_previews(
 
     Without `prompts` the run's own are drawn, or the trigger word. Raises TrainingError when the run has no state yet.
     """
+    import torch
+
+    from ..formats.atomic import write_bytes_atomic
+    from ..methods.catalogue import make_method
+    from ..training.build import choose_device, load_model
+    from ..training.precision import choose_precision
+    from ..training.previews import Previewer, no_boundary
+    from ..training.run_state import load_newest
+
     config = folder.config()
     state = load_newest(folder.state)
     if state is None:

@@ -1,56 +1,19 @@
-"""A job from settings to result: fresh, resumed or extended."""
+"""A job in its run folder: fresh, resumed or extended."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..config.job import TrainJobConfig
 from ..control import JobControl
-from ..errors import ExtensionError, JobStopped, OutputError, TrainingError
-from ..events import (
-    CheckpointSaved,
-    EventStream,
-    Listener,
-    PreviewReady,
-    TrainingFailed,
-    TrainingFinished,
-    TrainingStarted,
-    ValidationMeasured,
-    Warned,
-)
-from ..methods.base import Trainable, TrainMethod
-from ..methods.catalogue import make_method
-from ..training.build import (
-    Prepared,
-    make_compute_losses,
-    make_conditioner,
-    make_job_optimizer,
-    make_learning_rates,
-    prepare,
-    validation_loss,
-)
-from ..training.conditioning import TextConditioner
-from ..training.ema import ParameterEma
-from ..training.loop import Actions, Every, TrainingLoop
-from ..training.memory import reset_peak_memory
-from ..training.precision import make_grad_scaler
-from ..training.optimizer_state import load_optimizer_state, optimizer_state_tensors
-from ..training.run_state import RunState, load_newest, save_state
-from ..training.threads import choose_num_threads, num_threads
-from .previews import Previewer, prompts_for
-from .results import ResultWriter, check_output, check_room
+from ..errors import ExtensionError, JobStopped, TrainingError
+from ..events import CheckpointSaved, EventStream, Listener, TrainingFailed, TrainingFinished
 from .sinks import JsonlSink
 from .store import RunFolder, create_run_folder
-
-PREVIEWS_PER_RUN = 8
 
 
 @dataclass(frozen=True)
@@ -65,277 +28,60 @@ class Outcome:
 
 def start(config: TrainJobConfig, control: JobControl, listeners: Sequence[Listener] = ()) -> Outcome:
     """Train from the beginning in a new run folder. Raises ExtensionError; what was saved before stays."""
-    check_output(config, make_method(config.method, config.output), is_own=False)
-    make_learning_rates(config)
+    from ..training.session import check_before_start
+
+    check_before_start(config)
     folder = create_run_folder(Path(config.output.runs_folder), config)
-    return _run(folder, config, None, control, listeners)
+    return _run(folder, config, control, listeners)
 
 
 def resume(
     folder: RunFolder, control: JobControl, listeners: Sequence[Listener] = (), *, max_train_steps: int | None = None
 ) -> Outcome:
-    """Go on from the newest state; `max_train_steps` extends the run (or shortens it).
+    """Go on from the newest state, or from the beginning when there is none yet; `max_train_steps` extends the run.
 
     Raises TrainingError when the run is finished already.
     """
+    from ..training.session import check_before_start, completed_steps
+
     config = folder.config()
     if max_train_steps is not None:
         training = dataclasses.replace(config.training, max_train_steps=max_train_steps)
         config = dataclasses.replace(config, training=training)
-    state = load_newest(folder.state)
-    if state is not None and state.step >= config.training.max_train_steps:
-        raise TrainingError(
-            f"The run {folder.path} is finished: {state.step} of {config.training.max_train_steps} steps are done.",
-            "To train longer, resume it with more steps, for instance --max-train-steps "
-            f"{state.step + max(1, state.step // 2)}.",
-        )
-    check_output(config, make_method(config.method, config.output), is_own=_has_result(folder))
+    own_results = frozenset(Path(event.path) for event in folder.events() if isinstance(event, CheckpointSaved))
+    _refuse_finished(folder, completed_steps(folder.state), config.training.max_train_steps)
+    check_before_start(config, own_results)
     folder.write_config(config)
-    return _run(folder, config, state, control, listeners)
+    return _run(folder, config, control, listeners)
 
 
-def _has_result(folder: RunFolder) -> bool:
-    return any(isinstance(event, CheckpointSaved) for event in folder.events())
+def _refuse_finished(folder: RunFolder, done: int, max_train_steps: int) -> None:
+    """A run whose last event says so is finished; one that could not write its result may try again."""
+    last = next(reversed(list(folder.events())), None)
+    is_saved = isinstance(last, TrainingFinished) and last.reason == "completed"
+    if done >= max_train_steps and is_saved:
+        raise TrainingError(
+            f"The run {folder.path} is finished: {done} of {max_train_steps} steps are done.",
+            f"To train longer, resume it with more steps, for instance --max-train-steps {done + max(1, done // 2)}.",
+        )
 
 
-def _run(
-    folder: RunFolder,
-    config: TrainJobConfig,
-    state: RunState | None,
-    control: JobControl,
-    listeners: Sequence[Listener],
-) -> Outcome:
+def _run(folder: RunFolder, config: TrainJobConfig, control: JobControl, listeners: Sequence[Listener]) -> Outcome:
+    from ..training.session import SessionFolders, completed_steps, train
+
     last = max((event.sequence for event in folder.events()), default=0)
-    sink = JsonlSink(folder.event_file)
+    latents = Path(config.output.runs_folder) / "cache" / "latents"
+    folders = SessionFolders(folder.path, folder.state, folder.previews, latents)
     control.add_source(folder.take_requests)
-    threads = choose_num_threads(config.training.num_threads) if state is None else state.values["num_threads"]
-    with closing(sink), num_threads(threads):
+    with closing(JsonlSink(folder.event_file)) as sink:
         events = EventStream(folder.job_id, (sink, *listeners), last)
         try:
-            return _train(folder, config, state, control, events)
+            end = train(config, folders, control, events)
         except JobStopped:
-            events.emit(TrainingFinished(reason="stopped", step=state.step if state else 0, path=""))
-            return Outcome("stopped", state.step if state else 0, None, folder.path)
+            step = completed_steps(folder.state)
+            events.emit(TrainingFinished(reason="stopped", step=step, path=""))
+            return Outcome("stopped", step, None, folder.path)
         except ExtensionError as error:
             events.emit(TrainingFailed(error=type(error).__name__, message=error.message, hint=error.hint))
             raise
-
-
-def _train(
-    folder: RunFolder, config: TrainJobConfig, state: RunState | None, control: JobControl, events: EventStream
-) -> Outcome:
-    started_at = time.time()
-    prepared = prepare(config, Path(config.output.runs_folder) / "cache" / "latents", events, control)
-    reset_peak_memory(prepared.device)
-    method = make_method(config.method, config.output)
-    generator = torch.Generator().manual_seed(config.training.seed)
-    with method.attach(prepared.bundle, config.trigger_word, generator) as trainable, _training_mode(prepared, trainable, config):
-        check_room(config, trainable, folder.path)
-        run = _Run(folder, config, prepared, method, trainable, control, events, started_at)
-        if state is not None:
-            run.restore(state)
-        return run.execute()
-
-
-@contextmanager
-def _training_mode(prepared: Prepared, trainable: Trainable, config: TrainJobConfig) -> Iterator[None]:
-    """Adapters in training mode; with gradient checkpointing the UNet too, which has nothing random in it."""
-    unet = prepared.bundle.unet
-    trainable.module.train()
-    if not config.training.gradient_checkpointing:
-        yield
-        return
-    unet.enable_gradient_checkpointing()
-    unet.train()
-    try:
-        yield
-    finally:
-        unet.eval()
-        unet.disable_gradient_checkpointing()
-
-
-class _Run:
-    """The loop of one run together with what happens between its steps."""
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        config: TrainJobConfig,
-        prepared: Prepared,
-        method: TrainMethod,
-        trainable: Trainable,
-        control: JobControl,
-        events: EventStream,
-        started_at: float,
-    ) -> None:
-        self.folder, self.config, self.prepared, self.method = folder, config, prepared, method
-        self.trainable, self.control, self.events = trainable, control, events
-        training = config.training
-        prompts = prompts_for(config, prepared.train)
-        self.previewer = Previewer(config, prepared.bundle, trainable, prompts, folder.previews, no_boundary)
-        self.writer = ResultWriter(config, method, prepared, trainable, started_at, self.previewer.newest_png)
-        self.ema = ParameterEma(dict(trainable.module.named_parameters()), training.ema_decay) if training.ema_decay else None
-        base_lr, factor = make_learning_rates(config)
-        self.conditioner: TextConditioner = make_conditioner(prepared, trainable, config)
-        self.loop = TrainingLoop(
-            compute_losses=make_compute_losses(prepared, self.conditioner, config),
-            optimizer=make_job_optimizer(config, trainable, base_lr),
-            parameters=trainable.parameters(),
-            learning_rate_factor=factor,
-            after_update=self.after_update,
-            actions=self._actions(),
-            events=events,
-            control=control,
-            max_train_steps=training.max_train_steps,
-            num_micro_batches=training.gradient_accumulation_steps,
-            max_grad_norm=training.max_grad_norm,
-            device=prepared.device,
-            scaler=make_grad_scaler(prepared.precision, prepared.device),
-        )
-
-    def _actions(self) -> Actions:
-        training, preview = self.config.training, self.config.preview
-        previews = preview.every_steps or -(-training.max_train_steps // PREVIEWS_PER_RUN)
-        return Actions(
-            save=lambda step: self.save(step, is_final=False),
-            save_state=self.save_state,
-            preview=self.preview,
-            validate=self.validate,
-            save_every=Every(training.save_every_steps),
-            state_every=Every(training.state_every_steps),
-            preview_every=Every(previews if preview.enabled else 0),
-            validate_every=Every(training.validation_every_steps),
-        )
-
-    def execute(self) -> Outcome:
-        """Run the loop to its end, then save. A failure saves the state first."""
-        self._announce()
-        try:
-            reason = self.loop.run()
-        except ExtensionError:
-            self._save_state_if_possible()
-            raise
-        step = self.loop.completed_steps
-        self.save_state(step)
-        if self.control.discard_requested:
-            self.events.emit(TrainingFinished(reason="discarded", step=step, path=""))
-            return Outcome("discarded", step, None, self.folder.path)
-        path = self.save(step, is_final=True) if step else None
-        self.events.emit(TrainingFinished(reason=reason, step=step, path=str(path or "")))
-        return Outcome(reason, step, path, self.folder.path)
-
-    def _announce(self) -> None:
-        parameters = self.trainable.parameters()
-        self.events.emit(
-            TrainingStarted(
-                name=self.config.name,
-                method=self.method.kind,
-                first_step=self.loop.completed_steps,
-                max_train_steps=self.config.training.max_train_steps,
-                num_examples=len(self.prepared.train.dataset.examples),
-                num_parameters=sum(parameter.numel() for parameter in parameters),
-                run_folder=str(self.folder.path),
-            )
-        )
-        if self.loop.completed_steps == 0:
-            if self.config.training.validation_every_steps:
-                self.validate(0)
-            if self.config.preview.enabled and self.config.preview.at_start:
-                self.preview(0)
-
-    def after_update(self, step: int) -> None:
-        """What follows every optimizer update."""
-        self.trainable.after_update()
-        if self.ema:
-            self.ema.update()
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within the context the parameters are their moving average, when there is one."""
-        if self.ema is None:
-            yield
-            return
-        with self.ema.swapped():
-            yield
-
-    def save(self, step: int, *, is_final: bool) -> Path:
-        """Write a result, say so, and complete its card; the final one gets a picture of its own."""
-        with self._averaged():
-            path, verified = self.writer.write(step, is_final=is_final)
-        self.events.emit(CheckpointSaved(step=step, path=str(path), num_modules=verified.num_modules))
-        if is_final and self.config.preview.enabled:
-            self.preview(step)
-        self.writer.write_card(path)
-        return path
-
-    def preview(self, step: int) -> None:
-        """Draw the previews; a failure is a warning, the training goes on."""
-        try:
-            with self._averaged():
-                path, grid = self.previewer.draw(step)
-        except (ExtensionError, RuntimeError, OSError) as error:
-            self.events.emit(Warned(text=f"No preview after step {step}: {error}"))
-            return
-        self.events.emit(PreviewReady(step=step, path=str(path), grid_path=str(grid)))
-
-    def validate(self, step: int) -> None:
-        """Measure the loss at fixed noise and say so."""
-        with self._averaged(), torch.no_grad():
-            loss = validation_loss(self.prepared, self.conditioner, self.config.training.seed)
-        self.events.emit(ValidationMeasured(step=step, loss=loss))
-
-    def save_state(self, step: int) -> None:
-        """Everything that a resumed run needs."""
-        optimizer_tensors, optimizer_values = optimizer_state_tensors(self.loop.optimizer)
-        tensors = {"trainable": self.trainable.state(), "optimizer": optimizer_tensors}
-        values = {
-            "optimizer": optimizer_values,
-            "num_examples_seen": self.loop.num_examples_seen,
-            "num_threads": torch.get_num_threads(),
-            "base_model_sha256": self.prepared.bundle.source.sha256,
-            "pictures_sha256": self._pictures_sha256(),
-        }
-        if self.ema:
-            tensors["ema"] = self.ema.state_tensors()
-            values["ema_updates"] = self.ema.num_updates
-        if self.loop.scaler:
-            values["scaler"] = self.loop.scaler.state_dict()
-        save_state(self.folder.state, RunState(step, tensors, values))
-
-    def _save_state_if_possible(self) -> None:
-        try:
-            self.save_state(self.loop.completed_steps)
-        except (OutputError, TrainingError) as error:
-            self.events.emit(Warned(text=f"The state could not be saved: {error}"))
-
-    def restore(self, state: RunState) -> None:
-        """Continue exactly where `state` was saved. Raises TrainingError when model or pictures are others."""
-        self._check_same(state)
-        self.trainable.load_state(state.tensors["trainable"])
-        load_optimizer_state(self.loop.optimizer, state.tensors.get("optimizer", {}), state.values["optimizer"])
-        if self.ema:
-            self.ema.load_state(state.tensors["ema"], state.values["ema_updates"])
-        if self.loop.scaler:
-            self.loop.scaler.load_state_dict(state.values["scaler"])
-        self.loop.num_examples_seen = state.values["num_examples_seen"]
-        self.loop.completed_steps = state.step
-
-    def _check_same(self, state: RunState) -> None:
-        sha256 = self.prepared.bundle.source.sha256
-        if state.values["base_model_sha256"] != sha256:
-            raise TrainingError(
-                f"The base model {self.config.base_model} is not the one this run was started with.",
-                f"Put the file with sha256 {state.values['base_model_sha256'][:10]} back, or start a new run.",
-            )
-        if state.values["pictures_sha256"] != self._pictures_sha256():
-            self.events.emit(Warned(text="The pictures or captions changed since this run was started; it goes on with the new ones."))
-
-    def _pictures_sha256(self) -> str:
-        digest = hashlib.sha256()
-        for example in self.prepared.train.dataset.examples:
-            digest.update(f"{example.name} {example.sha256} {example.caption}\n".encode())
-        return digest.hexdigest()
-
-
-def no_boundary() -> None:
-    """Previews between steps are short; a stop is read at the next step."""
+    return Outcome(end.reason, end.step, end.path, folder.path)

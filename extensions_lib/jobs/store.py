@@ -1,10 +1,10 @@
 """The folder of a run: everything needed to look at it and to resume it.
 
-    job.json       the settings, defaults filled in
-    events.jsonl   every event, in order
-    state/         what a crash is resumed from
-    previews/      one picture a step and prompt, and grid.png
-    requests/      files another process makes: save, preview, pause, resume, stop, discard
+job.json       the settings, defaults filled in
+events.jsonl   every event, in order
+state/         what a crash is resumed from
+previews/      one picture a step and prompt, and grid.png
+requests/      files another process makes: save, preview, pause, resume, stop, discard
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def create_run_folder(runs: Path, config: TrainJobConfig) -> RunFolder:
         except FileExistsError:
             continue
         except OSError as error:
-            raise OutputError(f"The run folder {path} cannot be made: {error}.", "Choose another runs_folder.") from error
+            raise OutputError(
+                f"The run folder {path} cannot be made: {error}.", "Choose another runs_folder."
+            ) from error
         folder = RunFolder(path)
         folder.write_config(config)
         return folder

@@ -77,7 +77,7 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Exported:
-    """A result ready to be written: `tensors` and `metadata` for a safetensors file, or `payload` for another format."""
+    """A result ready to be written: `tensors` and `metadata` for a safetensors file, or `payload` for another."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -98,7 +98,9 @@ class TrainMethod(ABC):
     artefact_kind: str
 
     @abstractmethod
-    def attach(self, bundle: ModelBundle, placeholder: str, generator: torch.Generator) -> AbstractContextManager[Trainable]:
+    def attach(
+        self, bundle: ModelBundle, placeholder: str, generator: torch.Generator
+    ) -> AbstractContextManager[Trainable]:
         """Put the trained parts onto the frozen model; on exit the model is bit-identical to before.
 
         `placeholder` is the word the result is called by; `generator` (CPU) draws initial values.

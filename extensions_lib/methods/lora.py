@@ -95,7 +95,7 @@ class Lora(TrainMethod):
         return Exported(tensors, lora_metadata(info, data_hash(tensors)))
 
     def verify(self, path: Path, trainable: Trainable, bundle: ModelBundle) -> Verified:
-        """Every module of the file names a layer of the base model, fits its shape, is finite and holds what was trained."""
+        """Every module of the file names a layer of the model, fits its shape, and holds what was trained."""
         shapes = {name: tuple(layer.weight.shape) for name, layer in self._layers(bundle).items()}
         found = verify_lora(path, factors(trainable), shapes)
         if found.num_unmatched or found.num_modules != len(shapes):
@@ -105,7 +105,8 @@ class Lora(TrainMethod):
             )
         if not found.is_finite or found.is_zero:
             raise FormatError(
-                f"{path.name} holds only zeros or values that are not finite.", "Lower the learning rate, or save in fp32."
+                f"{path.name} holds only zeros or values that are not finite.",
+                "Lower the learning rate, or save in fp32.",
             )
         return Verified(num_modules=found.num_modules)
 
@@ -123,7 +124,7 @@ def load_factors(adapters: Mapping[str, LoraAdapter], layers: Mapping[str, LoraL
     unknown = [name for name in layers if name not in adapters]
     if unknown:
         raise KeyMismatchError(
-            f"{file_name} holds {len(unknown)} of {len(layers)} modules that this job does not train, such as {unknown[0]}.",
+            f"{file_name}: this job does not train {len(unknown)} of its {len(layers)} modules, such as {unknown[0]}.",
             "Set train_text_encoder, conv_rank and layer_filter as they were for that file.",
         )
     for name, layer in layers.items():

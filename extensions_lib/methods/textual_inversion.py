@@ -60,7 +60,7 @@ class TextualInversion(TrainMethod):
         if len(found) != 1 or vectors.shape[1] != table.shape[1]:
             widths = ", ".join(str(tensor.shape[1]) for tensor in found.values())
             raise KeyMismatchError(
-                f"The embedding {self.start_from.name} has vectors of width {widths}; this model needs {table.shape[1]}.",
+                f"The vectors of {self.start_from.name} have width {widths}; this model needs {table.shape[1]}.",
                 "Choose an embedding made for this kind of model.",
             )
         return vectors.to(table.device)
@@ -72,7 +72,11 @@ class TextualInversion(TrainMethod):
         payload = None
         if self.file_format == "pt":
             payload = pt_embedding_bytes(
-                info.output_name, rows, info.steps or 0, (info.base_model_sha256 or "")[:10] or None, info.base_model_name
+                info.output_name,
+                rows,
+                info.steps or 0,
+                (info.base_model_sha256 or "")[:10] or None,
+                info.base_model_name,
             )
         return Exported(tensors, embedding_metadata(info, data_hash(tensors)), payload)
 
@@ -81,7 +85,9 @@ class TextualInversion(TrainMethod):
         vectors = next(iter(read_embedding(path).vectors.values()))
         trained = trainable.groups[0].parameters[0].detach().cpu()
         if vectors.shape != trained.shape or not torch.equal(vectors, trained):
-            raise FormatError(f"{path.name} read again is not what was trained: shape {tuple(vectors.shape)}.", "Save again.")
+            raise FormatError(
+                f"{path.name} read again is not what was trained: shape {tuple(vectors.shape)}.", "Save again."
+            )
         if not bool(vectors.isfinite().all()) or not bool(vectors.any()):
             raise FormatError(f"{path.name} holds vectors that are zero or not finite.", "Lower the learning rate.")
         return Verified(num_modules=1)
@@ -98,4 +104,3 @@ class _RowsOnly(torch.nn.Module):
     def __init__(self, rows: torch.nn.Parameter) -> None:
         super().__init__()
         self.rows = rows
-

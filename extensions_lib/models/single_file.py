@@ -53,9 +53,7 @@ def load_single_file(path: Path, vae: LoadedVae | None, dtype: torch.dtype) -> M
     family = detect_family(opened.header, path.name)
     check_parts(opened.header, path.name, needs_vae=vae is None)
     facts = read_sibling(path)
-    configs = _configs(path, opened.header, facts)
-    if vae is not None:
-        del configs["vae"]
+    configs = _configs(path, opened.header, facts, with_vae=vae is None)
     modules = {part: build_module(part, config) for part, config in configs.items()}
     _check_fit(path.name, modules, opened.header)
     tensors = opened.read()
@@ -112,14 +110,17 @@ def _modernised(by_name: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[
     return {modern.get(name, name): value for name, value in by_name.items()}
 
 
-def _configs(path: Path, header: Mapping[str, TensorInfo], facts: SiblingFacts) -> dict[str, dict[str, Any]]:
-    """The settings of each network the file holds."""
+def _configs(
+    path: Path, header: Mapping[str, TensorInfo], facts: SiblingFacts, *, with_vae: bool
+) -> dict[str, dict[str, Any]]:
+    """The settings of each network to build."""
     configs = {
         "unet": unet_config(part_shapes(header, "unet"), facts),
         "text_encoder": text_config(part_shapes(header, "text"), facts, path),
     }
-    vae_shapes = part_shapes(header, "vae")
-    return configs | {"vae": vae_config(vae_shapes, facts.latent_scale)} if vae_shapes else configs
+    if with_vae:
+        configs["vae"] = vae_config(part_shapes(header, "vae"), facts.latent_scale)
+    return configs
 
 
 def _check_fit(where: str, modules: Mapping[str, nn.Module], header: Mapping[str, TensorInfo]) -> None:

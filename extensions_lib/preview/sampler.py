@@ -195,7 +195,7 @@ def _decode(bundle: ModelBundle, latents: Tensor) -> Image.Image:
     scaled = (latents / bundle.family.latent_scale).to(vae.device, vae.dtype)
     decoded = _require_finite(vae.decode(scaled, return_dict=False)[0].float(), "VAE", str(vae.dtype))
     pixels = ((decoded[0] + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy(), "RGB")
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def _require_finite(values: Tensor, part: str, dtype: str) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,12 @@ def _captions(config: TrainJobConfig) -> CaptionMaker:
 
 
 def _encode(
-    dataset: Dataset, bundle: ModelBundle, config: TrainJobConfig, folder: Path, events: EventStream, control: JobControl
+    dataset: Dataset,
+    bundle: ModelBundle,
+    config: TrainJobConfig,
+    folder: Path,
+    events: EventStream,
+    control: JobControl,
 ) -> CachedLatents:
     with out_of_memory_explained("encoding the pictures", resolution_px=config.dataset.resolution_px):
         return cache_latents(
@@ -173,22 +179,36 @@ def make_compute_losses(
     examples = train.dataset.examples
     plan = BatchPlan(group_by_bucket(examples), batch_size=training.train_batch_size, seed=seed, flip=dataset.flip)
     denoiser, noise_settings, loss_settings = make_denoiser(prepared), _noise(training), _loss(prepared, training)
-    scale = prepared.bundle.family.latent_scale
+    scale, has_dropout = prepared.bundle.family.latent_scale, getattr(config.method, "dropout", 0.0) > 0
 
     def compute_losses(step: int, micro_batch: int) -> MicroBatch:
         index = step * accumulation + micro_batch
         refs, epoch = plan.micro_batch(index), plan.epoch_of(index)
         generator = step_generator(seed, step, micro_batch, "latents") if dataset.latent_sampling == "random" else None
         latents = sample_latents(*train.latents.stack(refs), generator, scale).to(prepared.device)
-        texts = [train.captions.caption(examples[r.example_index], seed=seed, epoch=epoch, repeat=r.repeat) for r in refs]
+        texts = [
+            train.captions.caption(examples[r.example_index], seed=seed, epoch=epoch, repeat=r.repeat) for r in refs
+        ]
         masks = None
         if dataset.use_alpha_masks:
             masks = train.latents.stack_weights(refs, dataset.unmasked_weight).to(prepared.device)
         noise, timesteps = denoiser.draw(latents, noise_settings, step, micro_batch)
-        losses = denoiser.losses(latents, conditioner(texts), noise, timesteps, loss_settings, masks)
+        with seeded_dropout(has_dropout, seed, step, micro_batch, prepared.device):
+            losses = denoiser.losses(latents, conditioner(texts), noise, timesteps, loss_settings, masks)
         return MicroBatch(losses, torch.ones_like(losses), [examples[r.example_index].name for r in refs])
 
     return compute_losses
+
+
+@contextmanager
+def seeded_dropout(has_dropout: bool, seed: int, step: int, micro_batch: int, device: torch.device) -> Iterator[None]:
+    """Within the context torch's dropout depends on (seed, step, micro-batch) only; its random state is put back."""
+    if not has_dropout:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(step_generator(seed, step, micro_batch, "dropout").initial_seed())
+        yield
 
 
 def _noise(training: TrainingConfig) -> NoiseSettings:
@@ -253,7 +273,11 @@ def validation_loss(prepared: Prepared, conditioner: TextConditioner, seed: int)
             states: Tensor = conditioner([text])
         losses.append(
             fixed_noise_loss(
-                denoiser, latents.to(prepared.device), states, prepared.bundle.family.prediction_type, seed + example.index
+                denoiser,
+                latents.to(prepared.device),
+                states,
+                prepared.bundle.family.prediction_type,
+                seed + example.index,
             )
         )
     return sum(losses) / len(losses)

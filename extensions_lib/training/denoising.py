@@ -73,7 +73,7 @@ class Denoiser:
     def draw(
         self, latents: Tensor, settings: NoiseSettings, step: int, micro_batch: int
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Noise for input and target, each like `latents`, and timesteps (B,): they depend on (seed, step, micro_batch) only."""
+        """Noise for input and target, like `latents`, and timesteps (B,), from (seed, step, micro_batch) alone."""
         noise = draw_noise(
             latents.shape,
             step_generator(settings.seed, step, micro_batch, "noise"),

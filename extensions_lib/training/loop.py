@@ -147,7 +147,7 @@ class TrainingLoop:
             where = f"for {', '.join(sorted(wrong))}" if wrong else "in the gradient"
             raise NonFiniteLossError(
                 f"Step {step + 1}: the loss is not finite {where} (loss {value}, gradient norm {norm_value}).",
-                "The parameters are as after the step before. Lower the learning rate, use bf16 or fp32, or remove the picture.",
+                "The parameters are as they were. Lower the learning rate, use bf16 or fp32, or remove the picture.",
             )
         return value
 

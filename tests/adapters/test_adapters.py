@@ -85,7 +85,12 @@ def test_load_factors_takes_another_rank_and_2d_factors_of_1x1() -> None:
     adapter = LoraAdapter(layer, 2, 1.0, 0.0, generator())
     down, up = torch.randn(5, 6), torch.randn(4, 5)
     adapter.load_factors(down, up, 2.5)
-    assert (adapter.rank, adapter.alpha, tuple(adapter.down.shape), tuple(adapter.up.shape)) == (5, 2.5, (5, 6, 1, 1), (4, 5, 1, 1))
+    assert (adapter.rank, adapter.alpha, tuple(adapter.down.shape), tuple(adapter.up.shape)) == (
+        5,
+        2.5,
+        (5, 6, 1, 1),
+        (4, 5, 1, 1),
+    )
     assert torch.equal(adapter.up.flatten(1), up)
 
 
@@ -137,8 +142,10 @@ def test_gradient_reaches_the_new_rows_only() -> None:
 def test_extended_puts_the_same_table_back() -> None:
     holder = Embeddings()
     table = holder.token_embedding
-    with pytest.raises(RuntimeError), extended(holder, torch.zeros(1, 4)):
+    with extended(holder, torch.zeros(1, 4)):
         assert isinstance(holder.token_embedding, ExtendedEmbedding)
+    assert holder.token_embedding is table
+    with pytest.raises(RuntimeError), extended(holder, torch.zeros(1, 4)):
         raise RuntimeError
     assert holder.token_embedding is table
 

@@ -31,7 +31,12 @@ def test_four_values_are_a_job_and_the_preset_fills_the_rest() -> None:
 
 def test_what_the_user_gives_wins_over_the_preset() -> None:
     job = load(minimal(method={"kind": "lora", "rank": 3}, training={"max_train_steps": 7}))
-    assert (job.method.rank, job.method.alpha, job.training.max_train_steps, job.training.train_batch_size) == (3, 8.0, 7, 2)
+    assert (job.method.rank, job.method.alpha, job.training.max_train_steps, job.training.train_batch_size) == (
+        3,
+        8.0,
+        7,
+        2,
+    )
 
 
 def test_a_preset_alone_decides_the_method() -> None:

@@ -55,6 +55,16 @@ def test_alpha_is_turned_with_the_picture() -> None:
     assert picture.rgb.getpixel((63, 0)) == (255, 255, 255)
 
 
+def test_palette_transparency_survives_the_turn() -> None:
+    stored = Image.new("P", (20, 30), 1)
+    stored.putpalette([10, 20, 30, 40, 50, 60])
+    stored.putpixel((0, 0), 0)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture = decoded(stored, exif=exif, transparency=0)
+    assert picture.alpha.getpixel((19, 29)) == 0 and picture.alpha.getpixel((0, 0)) == 255
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_leaves_the_picture_as_it_is(quadrants) -> None:
     picture = decoded(quadrants, "JPEG", quality=95, exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x05\x01")
@@ -88,6 +98,7 @@ def test_an_alpha_channel_that_hides_nothing_is_no_alpha() -> None:
         ("1", 0, "TIFF", (0, 0, 0)),
         ("CMYK", (255, 0, 0, 0), "TIFF", (0, 255, 255)),
         ("CMYK", (0, 0, 0, 255), "JPEG", (0, 0, 0)),
+        ("CMYK", (255, 0, 0, 0), "JPEG", (0, 255, 255)),
         ("YCbCr", (128, 128, 128), "JPEG", (128, 128, 128)),
         ("LA", (90, 255), "PNG", (90, 90, 90)),
         ("I;16", 0x8080, "PNG", (128, 128, 128)),

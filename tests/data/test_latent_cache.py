@@ -191,29 +191,31 @@ def test_progress_and_stop_keep_what_is_done(pictures, vae, tmp_path) -> None:
 
 
 class Broken:
-    """A VAE that answers with `value`, or raises `error`."""
+    """A VAE that answers with `mean` and `std` everywhere, or raises `error`."""
 
     dtype = torch.float16
     device = torch.device("cpu")
 
-    def __init__(self, value: float = 0.0, error: Exception | None = None) -> None:
-        self.value, self.error = value, error
+    def __init__(self, mean: float = 0.0, std: float = 0.0, error: Exception | None = None) -> None:
+        self.mean, self.std, self.error = mean, std, error
 
     def encode(self, x):
         if self.error is not None:
             raise self.error
         assert x.dtype == torch.float16 and not torch.is_grad_enabled()
-        latents = torch.full((1, 4, x.shape[2] // 8, x.shape[3] // 8), self.value, dtype=torch.float16)
-        return types.SimpleNamespace(latent_dist=types.SimpleNamespace(mean=latents, std=latents))
+        latents = torch.ones((1, 4, x.shape[2] // 8, x.shape[3] // 8), dtype=torch.float16)
+        return types.SimpleNamespace(
+            latent_dist=types.SimpleNamespace(mean=latents * self.mean, std=latents * self.std)
+        )
 
     def state_dict(self):
         return {"weight": torch.zeros(1)}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_latents_that_are_not_finite_name_the_picture(pictures, tmp_path, value) -> None:
+@pytest.mark.parametrize(("mean", "std"), [(torch.nan, 0.0), (torch.inf, 0.0), (0.0, torch.inf)])
+def test_latents_that_are_not_finite_name_the_picture(pictures, tmp_path, mean, std) -> None:
     with pytest.raises(DatasetError) as caught:
-        cache_latents(scan_folder(pictures, resolution_px=64), Broken(value), tmp_path / "cache")
+        cache_latents(scan_folder(pictures, resolution_px=64), Broken(mean, std), tmp_path / "cache")
     assert caught.value.message == (
         "The latents of a.png are not finite (NaN or infinity); the VAE computes in float16."
     )

@@ -35,7 +35,7 @@ def every_dtype() -> dict[str, torch.Tensor]:
         **tensors,
         "scalar": torch.tensor(8.0),
         "v_pred": torch.tensor([]),
-        "z.last": values,
+        "z.last": values.clone(),
         "a.first": values.half(),
     }
 

@@ -186,7 +186,7 @@ def select(server: Webui, checkpoint: str) -> None:
     """Make `checkpoint` the loaded model of a running server.
 
     The picture comes first because it waits for the load that the host begins at its start. Two loads at a time leave
-    `torch.nn.Linear` on the meta device for good, and then no LoRA is applied any more, without a message.
+    the host's `torch.nn.Linear` on the meta device until it is restarted, and then no LoRA is applied any more.
     """
     server.draw("")
     server.post("/sdapi/v1/refresh-checkpoints", {})

@@ -23,7 +23,8 @@ def shared_bundle() -> ModelBundle:
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
             block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, attention_head_dim=8,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         )  # fmt: skip
         vae = AutoencoderKL(
             block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4,
@@ -38,7 +39,7 @@ def shared_bundle() -> ModelBundle:
     return bundle
 
 
-@pytest.fixture()
+@pytest.fixture
 def bundle(shared_bundle: ModelBundle) -> ModelBundle:
     """The tiny model in evaluation mode, whatever the test before did to the flags."""
     shared_bundle.freeze()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
@@ -175,3 +176,10 @@ def test_all_wrong_numbers_are_named_together(bundle) -> None:
 
 def test_a_size_that_does_not_halve_evenly_is_drawn(bundle) -> None:
     assert draw(bundle, width_px=24, height_px=40).shape == (40, 24, 3)
+
+
+def test_parts_in_half_precision_draw_nearly_the_same(bundle) -> None:
+    halved = copy.deepcopy(bundle)
+    halved.to(unet=torch.bfloat16, vae=torch.bfloat16, text_encoder=torch.bfloat16)
+    difference = draw(halved, sampler="dpmpp_2m").astype(int) - draw(bundle, sampler="dpmpp_2m")
+    assert 0 < np.abs(difference).mean() < 3

@@ -1,9 +1,11 @@
 """Each sampling method against its own few lines, after k-diffusion's sampling.py and the DDIM paper, on a known model.
 
-The "model" knows the answer up to a smooth error: eps(x, sigma) is a fixed function, so every sampler can be written out.
+The "model" is a fixed smooth function of the sample, so that every sampler can be written out.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def alphas_cumprod() -> Tensor:
     return (1 - betas).cumprod(0).to(torch.float32)
 
 
-@pytest.fixture()
+@pytest.fixture
 def start() -> Tensor:
     return torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
 
@@ -63,14 +65,14 @@ def karras_sigmas(alphas_cumprod: Tensor) -> np.ndarray:
 
 
 def euler(x: Tensor, sigmas: np.ndarray) -> Tensor:
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         x = x + (x - denoised(x, sigma)) / sigma * (after - sigma)
     return x
 
 
 def euler_ancestral(x: Tensor, sigmas: np.ndarray) -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         up = min(after, (after**2 * (sigma**2 - after**2) / sigma**2) ** 0.5)
         down = (after**2 - up**2) ** 0.5
         x = x + (x - denoised(x, sigma)) / sigma * (down - sigma)
@@ -79,7 +81,7 @@ def euler_ancestral(x: Tensor, sigmas: np.ndarray) -> Tensor:
 
 
 def heun(x: Tensor, sigmas: np.ndarray) -> Tensor:
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         slope = (x - denoised(x, sigma)) / sigma
         moved = x + slope * (after - sigma)
         if after > 0:
@@ -91,7 +93,7 @@ def heun(x: Tensor, sigmas: np.ndarray) -> Tensor:
 
 def dpmpp_2m(x: Tensor, sigmas: np.ndarray) -> Tensor:
     before, last_step = None, 0.0
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         clean = denoised(x, sigma)
         if after == 0:
             return clean

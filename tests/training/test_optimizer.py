@@ -109,16 +109,18 @@ def test_lion_by_hand():
     Step 1: momentum 0, direction sign(0.1 * 2) = 1; 1 * (1 - 0.05) - 0.1 = 0.85; momentum 0.01 * 2 = 0.02.
     Step 2: direction sign(0.9 * 0.02 - 0.1 * 0.1) = sign(0.008) = 1; 0.85 * 0.95 - 0.1 = 0.7075;
             momentum 0.99 * 0.02 - 0.01 * 0.1 = 0.0188.
-    Step 3: direction sign(0.9 * 0.0188 - 0.1 * 1) = -1; 0.7075 * 0.95 + 0.1 = 0.772125.
+    Step 3: direction sign(0.9 * 0.0188 - 0.1 * 0.16) = sign(0.00092) = 1; 0.7075 * 0.95 - 0.1 = 0.572125;
+            momentum 0.99 * 0.0188 - 0.01 * 0.16 = 0.017012.
+    Step 4: direction sign(0.9 * 0.017012 - 0.1 * 1) = -1; 0.572125 * 0.95 + 0.1 = 0.64351875.
     """
     parameter = torch.nn.Parameter(torch.tensor([1.0]))
     optimizer = Lion([parameter], lr=0.1, weight_decay=0.5)
     values = []
-    for gradient in (2.0, -0.1, -1.0):
+    for gradient in (2.0, -0.1, -0.16, -1.0):
         parameter.grad = torch.tensor([gradient])
         optimizer.step()
         values.append(parameter.item())
-    assert values == pytest.approx([0.85, 0.7075, 0.772125])
+    assert values == pytest.approx([0.85, 0.7075, 0.572125, 0.64351875])
 
 
 def test_lion_does_not_move_what_has_no_gradient_sign():

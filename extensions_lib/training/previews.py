@@ -16,9 +16,13 @@ from ..methods.base import Trainable
 from ..models.bundle import ModelBundle
 from ..preview.grid import folder_rows, picture_name, render_grid
 from ..preview.sampler import sample_image
-from ..training.build import PicturesAndCaptions
+from .build import PicturesAndCaptions
 
 GRID_NAME = "grid.png"
+
+
+def no_boundary() -> None:
+    """For pictures between steps: they are short, and a stop is read at the next step."""
 
 
 def prompts_for(config: TrainJobConfig, pictures: PicturesAndCaptions) -> tuple[PreviewPrompt, ...]:
@@ -83,6 +87,11 @@ class Previewer:
 
 
 def _save_png(image: Image.Image, path: Path) -> None:
+    write_bytes_atomic(path, png_bytes(image), overwrite=True)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """`image` as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_bytes_atomic(path, buffer.getvalue(), overwrite=True)
+    return buffer.getvalue()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +14,12 @@ from ..config.codec import dump
 from ..config.job import TrainJobConfig
 from ..data.summary import summarise
 from ..errors import DiskFullError, OutputError
-from ..formats.metadata import ArtefactInfo
 from ..formats.atomic import write_bytes_atomic
+from ..formats.metadata import ArtefactInfo
 from ..formats.safetensors_io import write_atomic
 from ..formats.sidecar import write_sidecars
 from ..methods.base import Trainable, TrainMethod, Verified
-from ..training.build import Prepared
+from .build import Prepared
 
 SPARE_BYTES = 16 * 2**20
 
@@ -28,12 +30,12 @@ def result_path(config: TrainJobConfig, method: TrainMethod, step: int | None) -
     return Path(config.output.folder) / f"{config.name}{suffix}{method.file_suffix}"
 
 
-def check_output(config: TrainJobConfig, method: TrainMethod, *, is_own: bool) -> None:
-    """Before any work: the folder can be written and the name is free, unless the result `is_own`, of this very run.
+def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
+    """Before any work: the folder can be written, and the names are free but for the results this run wrote itself.
 
     Raises OutputError.
     """
-    folder, path = Path(config.output.folder), result_path(config, method, None)
+    folder = Path(config.output.folder)
     probe = folder / f".{config.name}.tmp-probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,8 +45,14 @@ def check_output(config: TrainJobConfig, method: TrainMethod, *, is_own: bool) -
         raise OutputError(
             f"The output folder {folder} cannot be written: {error.strerror or error}.", "Choose another output.folder."
         ) from error
-    if path.exists() and not (config.output.overwrite or is_own):
-        raise OutputError(f"{path} exists already.", "Choose another name, or set output.overwrite = true.")
+    if config.output.overwrite:
+        return
+    final = result_path(config, method, None)
+    steps = re.compile(re.escape(config.name) + r"-\d{6,}" + re.escape(method.file_suffix))
+    foreign = [path for path in sorted(folder.iterdir()) if path == final or steps.fullmatch(path.name)]
+    foreign = [path for path in foreign if path not in own]
+    if foreign:
+        raise OutputError(f"{foreign[0]} exists already.", "Choose another name, or set output.overwrite = true.")
 
 
 def check_room(config: TrainJobConfig, trainable: Trainable, run_folder: Path) -> None:
@@ -78,7 +86,7 @@ class ResultWriter:
         if exported.payload is not None:
             write_bytes_atomic(path, exported.payload, overwrite=True)
         else:
-            write_atomic(path, exported.tensors, exported.metadata, overwrite=True)
+            write_atomic(path, exported.tensors, exported.metadata, overwrite=True, require_finite=True)
         return path, self.method.verify(path, self.trainable, self.prepared.bundle)
 
     def write_card(self, path: Path) -> None:
@@ -98,7 +106,8 @@ class ResultWriter:
 
     def _description(self) -> str:
         count = len(self.prepared.train.dataset.examples)
-        return f"Trained on {count} pictures with {self.prepared.bundle.source.name}; call it with '{self.config.trigger_word}'."
+        base, word = self.prepared.bundle.source.name, self.config.trigger_word
+        return f"Trained on {count} pictures with {base}; call it with '{word}'."
 
     def _info(self, output_name: str, step: int) -> ArtefactInfo:
         config, source = self.config, self.prepared.bundle.source
@@ -118,7 +127,7 @@ class ResultWriter:
             base_model_autov1=source.autov1 or None,
             resolution_px=(dataset.resolution_px, dataset.resolution_px),
             rank=getattr(method, "rank", None),
-            alpha=getattr(method, "alpha", None),
+            alpha=getattr(method, "alpha", None) or getattr(method, "rank", None),
             conv_rank=getattr(method, "conv_rank", None) or None,
             conv_alpha=getattr(method, "conv_alpha", None) if getattr(method, "conv_rank", 0) else None,
             network_dropout=getattr(method, "dropout", None),
@@ -150,5 +159,6 @@ class ResultWriter:
             noise_offset=training.noise_offset,
             min_snr_gamma=training.min_snr_gamma if training.loss_weighting == "min_snr" else None,
             started_at=self.started_at,
+            finished_at=time.time(),
             job_json=json.dumps(dump(config), ensure_ascii=False) if named else None,
         )

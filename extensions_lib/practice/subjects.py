@@ -1,0 +1,121 @@
+"""The two practice subjects: a badge and a drawing style that the practice model has never seen.
+
+The badge is an object (teal and pink stripes in a shield with a navy rim), the sticker style a way to draw the world's
+shapes (white rim, dark shadow, diagonally banded background). Captions are plain: the trainer adds the trigger word.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from . import drawing
+from .drawing import Colour, Point, Pose, Scene
+
+BADGE_POINTS: list[Point] = [
+    (-0.85, -0.9),
+    (0.85, -0.9),
+    (0.85, 0.1),
+    (0.62, 0.52),
+    (0.0, 1.0),
+    (-0.62, 0.52),
+    (-0.85, 0.1),
+]
+TEAL: Colour = (0, 150, 150)
+PINK: Colour = (245, 120, 175)
+NAVY: Colour = (25, 30, 80)
+
+STICKER_RIM = 1.3  # times the shape's radius
+STICKER_SHADOW_PX = 4.0
+STICKER_BAND_PX = 11.0
+WHITE: Colour = (250, 250, 250)
+SHADOW: Colour = (45, 40, 45)
+
+NUM_PICTURES = {"train": 10, "held_out": 4}
+
+Example = tuple[Image.Image, str]
+
+
+def draw_badge(background: str, pose: Pose) -> Image.Image:
+    """The badge on a plain background of the world."""
+    shades = random.Random(pose.shade) if pose.shade is not None else None
+    canvas = drawing.blank_canvas(drawing.shaded(drawing.BACKGROUNDS[background], shades))
+    drawing.paint_shape(canvas, BADGE_POINTS, pose, TEAL, stripe=PINK, outline=NAVY)
+    return drawing.finish(canvas)
+
+
+def draw_sticker(scene: Scene, pose: Pose) -> Image.Image:
+    """The scene's shape, colour and background in the sticker style; its stripes and outline are left out."""
+    points = drawing.shape_points(scene.shape)
+    canvas = drawing.blank_canvas(drawing.BACKGROUNDS[scene.background])
+    _paint_bands(canvas, _lighter(drawing.BACKGROUNDS[scene.background]))
+    rim = Pose(pose.x, pose.y, pose.radius * STICKER_RIM, pose.tilt)
+    shadow = Pose(rim.x + STICKER_SHADOW_PX, rim.y + STICKER_SHADOW_PX, rim.radius, rim.tilt)
+    drawing.paint_shape(canvas, points, shadow, SHADOW)
+    drawing.paint_shape(canvas, points, rim, WHITE)
+    drawing.paint_shape(canvas, points, pose, drawing.COLOURS[scene.colour])
+    return drawing.finish(canvas)
+
+
+def badge_examples(split: str) -> list[Example]:
+    """The badge's pictures and captions for `split`, "train" or "held_out"."""
+    return [_badge_example(rng, background) for rng, background in _turns("badge", split, list(drawing.BACKGROUNDS))]
+
+
+def sticker_examples(split: str) -> list[Example]:
+    """The sticker style's pictures and captions for `split`, "train" or "held_out"."""
+    return [_sticker_example(rng, shape) for rng, shape in _turns("sticker", split, list(drawing.SHAPES))]
+
+
+SUBJECTS: dict[str, Callable[[str], list[Example]]] = {"badge": badge_examples, "sticker": sticker_examples}
+
+
+def write_subjects(folder: Path) -> None:
+    """Write `<folder>/<subject>/<split>/NN.png` with the caption in `NN.txt` beside it."""
+    for subject, examples in SUBJECTS.items():
+        for split in NUM_PICTURES:
+            place = folder / subject / split
+            place.mkdir(parents=True, exist_ok=True)
+            for number, (picture, caption) in enumerate(examples(split), start=1):
+                picture.save(place / f"{number:02}.png", optimize=True)
+                (place / f"{number:02}.txt").write_text(caption + "\n", encoding="ascii")
+
+
+def _badge_example(rng: random.Random, background: str) -> Example:
+    size = rng.choice(("medium", "large"))
+    picture = draw_badge(background, drawing.random_pose(rng, size))
+    return picture, rng.choice((f"a badge on a {background} background", f"a {size} badge on a {background} background"))
+
+
+def _sticker_example(rng: random.Random, shape: str) -> Example:
+    colour = rng.choice([name for name in drawing.COLOURS if name not in ("white", "black")])
+    background = rng.choice([name for name in drawing.BACKGROUNDS if name not in ("white", "black", colour)])
+    scene = Scene(shape, colour, background, size="small")
+    picture = draw_sticker(scene, drawing.random_pose(rng, "medium"))
+    return picture, f"a {colour} {shape} on a {background} background"
+
+
+def _turns(subject: str, split: str, values: list[str]) -> list[tuple[random.Random, str]]:
+    """A source of randomness and a value for each picture, the values taken in turn from a shuffled list."""
+    if split not in NUM_PICTURES:
+        raise ValueError(f"split is {split!r}; accepted are {', '.join(NUM_PICTURES)}")
+    random.Random(f"{subject} {split}").shuffle(values)
+    seeds = (random.Random(f"{subject} {split} {number}") for number in range(NUM_PICTURES[split]))
+    return [(rng, values[number % len(values)]) for number, rng in enumerate(seeds)]
+
+
+def _lighter(colour: Colour) -> Colour:
+    red, green, blue = ((channel + 255) // 2 for channel in colour)
+    return red, green, blue
+
+
+def _paint_bands(canvas: Image.Image, colour: Colour) -> None:
+    """Every second diagonal band in `colour`."""
+    draw = ImageDraw.Draw(canvas)
+    side, band = canvas.width, STICKER_BAND_PX * drawing.SUPERSAMPLING * 2**0.5
+    for number in range(0, int(2 * side / band) + 1, 2):
+        near, far = number * band, (number + 1) * band
+        draw.polygon([(near, 0), (far, 0), (far - 2 * side, 2 * side), (near - 2 * side, 2 * side)], fill=colour)

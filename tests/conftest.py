@@ -1,0 +1,29 @@
+"""What several rooms' tests need: the practice model, and a folder of small pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+PRACTICE_MODEL = Path(__file__).parents[1] / "extensions_lib" / "practice" / "model" / "practice.safetensors"
+
+
+@pytest.fixture(scope="session")
+def practice_model() -> Path:
+    """The practice checkpoint that ships with the package."""
+    return PRACTICE_MODEL
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five captioned pictures of two sizes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(5):
+        image = Image.new("RGB", (64 + 32 * (index % 2), 64), (40 * index, 200, 255 - 40 * index))
+        ImageDraw.Draw(image).ellipse((10 + index, 12, 50, 52), fill=(200, 30, 30 * index))
+        image.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"a [name], number {index}", encoding="utf-8")
+    return folder

@@ -1,0 +1,379 @@
+"""Jobs from settings to result, on the practice model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from extensions_lib.config.codec import load
+from extensions_lib.config.job import TrainJobConfig
+from extensions_lib.config.presets import merge
+from extensions_lib.control import JobControl
+from extensions_lib.errors import OutputError, TrainingError
+from extensions_lib.events import (
+    CheckpointSaved,
+    Event,
+    PauseChanged,
+    PreviewReady,
+    StepCompleted,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingStarted,
+    ValidationMeasured,
+    Warned,
+)
+from extensions_lib.formats.safetensors_io import read_header, read_tensors
+from extensions_lib.jobs.run import Outcome, resume, start
+from extensions_lib.jobs.store import RunFolder
+from extensions_lib.training.run_state import load_newest
+
+LORA = {"kind": "lora", "rank": 2, "alpha": 2.0, "layer_filter": "attn2", "train_text_encoder": False}
+LORA_EVERYTHING = {**LORA, "layer_filter": "", "train_text_encoder": True, "dropout": 0.2}
+EMBEDDING = {"kind": "textual_inversion", "vectors_per_token": 2, "initializer_text": "red"}
+
+
+@pytest.fixture
+def job(tmp_path: Path, pictures: Path, practice_model: Path) -> Callable[..., dict[str, Any]]:
+    def make(**changes: Any) -> dict[str, Any]:
+        table = {
+            "name": "zbadge",
+            "base_model": str(practice_model),
+            "dataset": {"folder": str(pictures), "resolution_px": 64, "caption_template": "[filewords]"},
+            "method": LORA,
+            "training": {
+                "max_train_steps": 6,
+                "train_batch_size": 2,
+                "state_every_steps": 1,
+                "num_threads": 1,
+                "mixed_precision": "fp32",
+            },
+            "preview": {"enabled": False},
+            "output": {"folder": str(tmp_path / "out"), "runs_folder": str(tmp_path / "runs")},
+        }
+        return merge(table, changes)
+
+    return make
+
+
+def run(table: dict[str, Any], control: JobControl | None = None) -> tuple[Outcome, list[Event]]:
+    events: list[Event] = []
+    return start(load(table), control or JobControl(), (events.append,)), events
+
+
+def of(events: list[Event], cls: type) -> list:
+    return [event for event in events if isinstance(event, cls)]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """The last loss recorded for each step."""
+    return {event.step: event.loss for event in RunFolder(folder).events() if isinstance(event, StepCompleted)}
+
+
+def stop_after(step: int, control: JobControl) -> Callable[[Event], None]:
+    return lambda event: control.request_stop() if isinstance(event, StepCompleted) and event.step == step else None
+
+
+def same_tensors(one: Path, two: Path) -> bool:
+    left, right = read_tensors(one), read_tensors(two)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_job_ends_in_a_file_a_card_and_a_story(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    outcome, events = run(
+        job(
+            training={"save_every_steps": 3, "validation_every_steps": 3},
+            preview={"enabled": True, "every_steps": 3, "prompts": [{"prompt": "a [name]", "num_steps": 2}]},
+        )
+    )
+    assert outcome.reason == "completed"
+    assert outcome.path == tmp_path / "out" / "zbadge.safetensors"
+    assert [type(event).__name__ for event in events if type(event).__name__ != "PhaseProgress"] == [
+        "TrainingStarted",
+        "ValidationMeasured",
+        "PreviewReady",
+        "StepCompleted",
+        "StepCompleted",
+        "StepCompleted",
+        "CheckpointSaved",
+        "ValidationMeasured",
+        "PreviewReady",
+        "StepCompleted",
+        "StepCompleted",
+        "StepCompleted",
+        "ValidationMeasured",
+        "CheckpointSaved",
+        "PreviewReady",
+        "TrainingFinished",
+    ]
+    assert [event.step for event in of(events, CheckpointSaved)] == [3, 6]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "zbadge-000003.safetensors",
+        "zbadge-000003.json",
+        "zbadge-000003.png",
+        "zbadge.safetensors",
+        "zbadge.json",
+        "zbadge.png",
+    }
+    card = json.loads((tmp_path / "out" / "zbadge.json").read_text(encoding="utf-8"))
+    assert (card["activation text"], card["sd version"]) == ("zbadge", "SD1")
+    newest = (outcome.run_folder / "previews" / "000006-0.png").read_bytes()
+    assert (tmp_path / "out" / "zbadge.png").read_bytes() == newest
+    metadata = read_header(outcome.path)[1]
+    assert (metadata["ss_output_name"], metadata["ss_steps"], metadata["ss_num_train_images"]) == ("zbadge", "6", "5")
+    assert list(RunFolder(outcome.run_folder).events())[-1] == events[-1]
+    with Image.open(outcome.run_folder / "previews" / "grid.png") as grid:
+        assert grid.size[0] > 64
+
+
+def test_step_zero_preview_equals_the_base_and_the_last_does_not(job: Callable[..., dict[str, Any]]) -> None:
+    outcome, _ = run(
+        job(
+            optimizer={"learning_rate": 0.05},
+            preview={"enabled": True, "every_steps": 6, "prompts": [{"prompt": "a [name]", "num_steps": 2}]},
+        )
+    )
+    previews = outcome.run_folder / "previews"
+    pixels = {}
+    for name in ("base", "000000", "000006"):
+        with Image.open(previews / f"{name}-0.png") as image:
+            pixels[name] = image.tobytes()
+    assert pixels["base"] == pixels["000000"]
+    assert pixels["base"] != pixels["000006"]
+
+
+def test_previews_do_not_change_the_training(job: Callable[..., dict[str, Any]]) -> None:
+    plain, _ = run(job(name="plain"))
+    drawn, _ = run(
+        job(name="drawn", preview={"enabled": True, "every_steps": 1, "prompts": [{"prompt": "x", "num_steps": 2}]})
+    )
+    assert losses(plain.run_folder) == losses(drawn.run_folder)
+
+
+@pytest.mark.parametrize("method", [LORA_EVERYTHING, EMBEDDING], ids=["lora", "embedding"])
+def test_resume_twice_equals_straight(job: Callable[..., dict[str, Any]], method: dict[str, Any]) -> None:
+    more = {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "loss_weighting": "min_snr"}
+    straight, _ = run(job(name="straight", method=method, training=more))
+    control = JobControl()
+    table = job(name="parts", method=method, training=more)
+    stopped = start(load(table), control, (stop_after(2, control),))
+    assert (stopped.reason, stopped.step) == ("stopped", 2)
+    control = JobControl()
+    stopped = resume(RunFolder(stopped.run_folder), control, (stop_after(3, control),))
+    assert (stopped.reason, stopped.step) == ("stopped", 3)
+    ended = resume(RunFolder(stopped.run_folder), JobControl())
+    assert ended.reason == "completed"
+    assert losses(straight.run_folder) == losses(ended.run_folder)
+    assert set(losses(ended.run_folder)) == set(range(1, 7))
+    left, right = load_newest(straight.run_folder / "state"), load_newest(ended.run_folder / "state")
+    assert left.values == {**right.values}
+    for owner in left.tensors:
+        assert left.tensors[owner].keys() == right.tensors[owner].keys()
+        assert all(torch.equal(left.tensors[owner][name], right.tensors[owner][name]) for name in left.tensors[owner])
+
+
+def test_kill_9_and_resume_equals_straight(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    steps = {"max_train_steps": 8, "state_every_steps": 2, "gradient_accumulation_steps": 2, "save_every_steps": 4}
+    straight, _ = run(job(training=steps, output={"folder": str(tmp_path / "a"), "runs_folder": str(tmp_path / "ra")}))
+    table = job(training=steps)
+    (tmp_path / "job.json").write_text(json.dumps(table), encoding="utf-8")
+    command = [sys.executable, "-m", "extensions_lib", "train", str(tmp_path / "job.json")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = RunFolder(tmp_path / "runs" / "zbadge")
+    deadline = time.monotonic() + 120
+    while len(losses(folder.path)) < 5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert load_newest(folder.state).step in (4, 6)
+    ended = resume(folder, JobControl())
+    assert losses(straight.run_folder) == losses(ended.run_folder)
+    for name in ("zbadge.safetensors", "zbadge-000004.safetensors"):
+        assert same_tensors(tmp_path / "a" / name, tmp_path / "out" / name)
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_finished_run_says_so_and_can_be_extended(job: Callable[..., dict[str, Any]]) -> None:
+    outcome, _ = run(job(training={"max_train_steps": 2}))
+    with pytest.raises(TrainingError, match="is finished: 2 of 2 steps"):
+        resume(RunFolder(outcome.run_folder), JobControl())
+    longer = resume(RunFolder(outcome.run_folder), JobControl(), max_train_steps=4)
+    assert (longer.reason, longer.step, longer.path) == ("completed", 4, outcome.path)
+    assert set(losses(outcome.run_folder)) == {1, 2, 3, 4}
+
+
+def test_discard_leaves_no_result(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    control = JobControl()
+    events: list[Event] = []
+    listeners = (
+        events.append,
+        lambda event: control.request_stop(discard=True) if isinstance(event, StepCompleted) else None,
+    )
+    outcome = start(load(job()), control, listeners)
+    assert (outcome.reason, outcome.path) == ("discarded", None)
+    assert not list((tmp_path / "out").iterdir())
+    assert of(events, TrainingFinished)[0].reason == "discarded"
+
+
+def test_requests_of_another_process(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    def ask(event: Event) -> None:
+        folder = RunFolder(tmp_path / "runs" / "zbadge")
+        if isinstance(event, TrainingStarted):
+            folder.request("pause")
+        if isinstance(event, PauseChanged) and event.paused:
+            folder.request("save")
+            folder.request("resume")
+        if isinstance(event, CheckpointSaved) and event.step == 1:
+            folder.request("stop")
+
+    events: list[Event] = []
+    outcome = start(load(job()), JobControl(), (events.append, ask))
+    assert [event.paused for event in of(events, PauseChanged)] == [True, False]
+    assert of(events, CheckpointSaved)[0].step == 1
+    assert outcome.reason == "stopped"
+    assert not list((tmp_path / "runs" / "zbadge" / "requests").iterdir())
+
+
+def test_stop_while_pictures_are_encoded_trains_nothing(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    control = JobControl()
+    outcome = start(
+        load(job()),
+        control,
+        (lambda event: control.request_stop() if getattr(event, "phase", "") == "encode pictures" else None,),
+    )
+    assert (outcome.reason, outcome.step, outcome.path) == ("stopped", 0, None)
+    ended = resume(RunFolder(outcome.run_folder), JobControl())
+    assert ended.reason == "completed"
+
+
+def test_an_existing_result_is_never_replaced_unasked(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "zbadge.safetensors"
+    path.write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"zbadge\.safetensors exists already"):
+        run(job())
+    assert path.read_bytes() == b"precious"
+    assert not (tmp_path / "runs").exists()
+    outcome, _ = run(job(output={"overwrite": True}, training={"max_train_steps": 1}))
+    assert read_tensors(outcome.path)
+
+
+def test_unwritable_output_folder_is_one_sentence_before_any_work(
+    job: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="The output folder .* cannot be written"):
+        run(job(output={"folder": str(tmp_path / "file" / "out")}))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_state(
+    job: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extensions_lib.errors import DiskFullError
+    from extensions_lib.training import results
+
+    def full(path: Path, *arguments: object, **options: object) -> Path:
+        raise DiskFullError(f"The disk of {path.parent} is full.", "Free some space.")
+
+    straight, _ = run(job(name="straight"))
+    monkeypatch.setattr(results, "write_atomic", full)
+    events: list[Event] = []
+    with pytest.raises(DiskFullError, match="is full"):
+        start(load(job()), JobControl(), (events.append,))
+    assert of(events, TrainingFailed)[0].error == "DiskFullError"
+    monkeypatch.undo()
+    folder = RunFolder(tmp_path / "runs" / "zbadge")
+    assert load_newest(folder.state).step == 6
+    saved = resume(folder, JobControl())
+    assert same_tensors(saved.path, straight.path)
+
+
+def test_too_little_room_is_said_before_the_first_step(
+    job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from extensions_lib.errors import DiskFullError
+
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    with pytest.raises(DiskFullError, match="has 1 MiB free"):
+        run(job())
+
+
+def test_nan_latents_name_the_picture(job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from extensions_lib.errors import NonFiniteLossError
+    from extensions_lib.training import build
+
+    sample = build.sample_latents
+
+    def spoilt(mean: torch.Tensor, *arguments: object) -> torch.Tensor:
+        return sample(mean, *arguments) * float("nan")
+
+    monkeypatch.setattr(build, "sample_latents", spoilt)
+    with pytest.raises(NonFiniteLossError, match=r"Step 1: the loss is not finite for \d\.png"):
+        run(job())
+
+
+def test_another_base_model_is_refused_on_resume(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    control = JobControl()
+    outcome = start(load(job()), control, (stop_after(2, control),))
+    folder = RunFolder(outcome.run_folder)
+    state = load_newest(folder.state)
+    from extensions_lib.training.run_state import RunState, save_state
+
+    save_state(folder.state, RunState(state.step, state.tensors, {**state.values, "base_model_sha256": "0" * 64}))
+    with pytest.raises(TrainingError, match="is not the one this run was started with"):
+        resume(folder, JobControl())
+
+
+def test_changed_pictures_are_a_warning_on_resume(job: Callable[..., dict[str, Any]], pictures: Path) -> None:
+    control = JobControl()
+    outcome = start(load(job()), control, (stop_after(2, control),))
+    (pictures / "0.txt").write_text("other words", encoding="utf-8")
+    events: list[Event] = []
+    resume(RunFolder(outcome.run_folder), JobControl(), (events.append,))
+    assert any("pictures or captions changed" in event.text for event in of(events, Warned))
+
+
+def test_loss_at_fixed_noise_falls(job: Callable[..., dict[str, Any]]) -> None:
+    _, events = run(
+        job(training={"max_train_steps": 12, "validation_every_steps": 12}, optimizer={"learning_rate": 5e-3})
+    )
+    first, last = of(events, ValidationMeasured)
+    assert last.loss < first.loss
+
+
+def test_a_failed_preview_is_a_warning(job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from extensions_lib.training import previews
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise TrainingError("latents are not finite")
+
+    monkeypatch.setattr(previews, "sample_image", fail)
+    outcome, events = run(job(preview={"enabled": True}, training={"max_train_steps": 1}))
+    assert outcome.reason == "completed"
+    assert {event.text for event in of(events, Warned)} == {
+        "No preview after step 0: latents are not finite",
+        "No preview after step 1: latents are not finite",
+    }
+    assert not of(events, PreviewReady)
+
+
+def test_default_precision_of_a_job_is_remembered(job: Callable[..., dict[str, Any]]) -> None:
+    config: TrainJobConfig = load(job())
+    outcome, _ = run(job())
+    assert RunFolder(outcome.run_folder).config() == config
