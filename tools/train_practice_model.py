@@ -13,6 +13,7 @@ Training is planned in minutes, not steps: the learning rate follows the share o
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -30,23 +31,20 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from extensions_lib.practice import drawing, scorer
+from extensions_lib.formats import keys
+from extensions_lib.formats.checkpoint import write_checkpoint
+from extensions_lib.models.tokenizer import PromptTokenizer
+from extensions_lib.models.vocabulary import find_bpe_file, read_bpe
+from extensions_lib.practice import MODEL_FOLDER, SUBJECTS_FOLDER, drawing, scorer, subjects
 
 VAE_WIDTHS = (64, 64, 64, 64)
 UNET_WIDTHS = (64, 64, 64, 64)
 NUM_HEADS = 8
 TEXT_WIDTH = 32
-TEXT_CONFIG = {
-    "hidden_size": TEXT_WIDTH,
-    "intermediate_size": 4 * TEXT_WIDTH,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "projection_dim": TEXT_WIDTH,
-}
 SCALE_FACTOR = 0.18215
 
 PICTURES_PER_CAPTION = 4
-GROUPS = 16  # captions of a batch, per worker
+GROUPS = 8  # captions of a batch, per worker
 EMPTY_SHARE = 0.1
 SNR_BOUNDS = (0.2, 5.0)
 EMA_DECAY = 0.999
@@ -55,6 +53,69 @@ KL_WEIGHT = 1e-3
 EDGE_WEIGHT = 0.5
 VAE_BATCH = 3  # whole pictures per worker: few, because many steps count for more than quiet gradients
 CROP_SHARE, CROP_PX, CROP_BATCH = 0.5, 32, 5  # the first part of the time goes to cheap crops
+
+YAML = f"""\
+# Stable Diffusion 1 with narrow networks. The WebUI reads this file because it has the checkpoint's name; the folder
+# named under version must lie beside the checkpoint in models/Stable-diffusion.
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    linear_start: 0.00085
+    linear_end: 0.0120
+    num_timesteps_cond: 1
+    log_every_t: 200
+    timesteps: 1000
+    first_stage_key: jpg
+    cond_stage_key: txt
+    image_size: 8
+    channels: 4
+    cond_stage_trainable: false
+    conditioning_key: crossattn
+    monitor: val/loss_simple_ema
+    scale_factor: {SCALE_FACTOR}
+    use_ema: false
+
+    unet_config:
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+      params:
+        image_size: 8
+        in_channels: 4
+        out_channels: 4
+        model_channels: {UNET_WIDTHS[0]}
+        attention_resolutions: [4, 2, 1]
+        num_res_blocks: 2
+        channel_mult: {[width // UNET_WIDTHS[0] for width in UNET_WIDTHS]}
+        num_heads: {NUM_HEADS}
+        use_spatial_transformer: true
+        transformer_depth: 1
+        context_dim: {TEXT_WIDTH}
+        use_checkpoint: false
+        legacy: false
+
+    first_stage_config:
+      target: ldm.models.autoencoder.AutoencoderKL
+      params:
+        embed_dim: 4
+        monitor: val/rec_loss
+        ddconfig:
+          double_z: true
+          z_channels: 4
+          resolution: {drawing.RESOLUTION_PX}
+          in_channels: 3
+          out_ch: 3
+          ch: {VAE_WIDTHS[0]}
+          ch_mult: {[width // VAE_WIDTHS[0] for width in VAE_WIDTHS]}
+          num_res_blocks: 2
+          attn_resolutions: []
+          dropout: 0.0
+        lossconfig:
+          target: torch.nn.Identity
+
+    cond_stage_config:
+      target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
+      params:
+        version: models/Stable-diffusion/practice-clip
+"""
 
 
 # --- pictures for the autoencoder: the world, the world in any colours, and collages --------------------------------
@@ -368,16 +429,29 @@ def new_unet() -> Any:
     )
 
 
-def new_text_encoder() -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def new_text_config() -> Any:
+    from transformers import CLIPTextConfig
 
-    return CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
+    return CLIPTextConfig(
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
+
+
+def new_text_encoder() -> Any:
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel(new_text_config())
 
 
 def token_ids(captions: list[str]) -> Tensor:
     """CLIP tokens (B, 77): start, words, then end tokens to the end as Stable Diffusion 1 pads."""
-    from extensions_lib.models.tokenizer import PromptTokenizer
-
     tokenizer = PromptTokenizer.from_open_clip()
     known = {caption: tokenizer.chunks(caption)[0] for caption in dict.fromkeys(captions)}
     return torch.tensor([known[caption] for caption in captions])
@@ -536,6 +610,39 @@ def record_loss(out: Path, step: int, share: float, means: np.ndarray) -> None:
     log(f"unet step {step} share {share:.3f} loss {means[0]:.4f} error {means[1]:.4f}")
 
 
+# --- export ---------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_tensors(out: Path) -> dict[str, Tensor]:
+    """The three networks under the names of a Stable Diffusion 1 checkpoint, in half precision."""
+    from safetensors.torch import load_file
+
+    unet, text, vae = (load_file(out / f"{name}.safetensors") for name in ("unet", "text_encoder", "vae"))
+    parts = {
+        "unet": {keys.unet_to_ldm(name, keys.SD1_LAYOUT): tensor for name, tensor in unet.items()},
+        "text": {keys.text_to_ldm(name): tensor for name, tensor in text.items() if not name.endswith("position_ids")},
+        "vae": keys.vae_tensors_to_ldm(vae),
+    }
+    return {
+        keys.PREFIXES[part] + name: tensor.half().contiguous()
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def export(out: Path, target: Path) -> None:
+    """Write practice.safetensors, practice.yaml and the folder practice-clip into `target`."""
+    clip = target / "practice-clip"
+    clip.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(target / "practice.safetensors", checkpoint_tensors(out), {"format": "pt"}, overwrite=True)
+    (target / "practice.yaml").write_text(YAML, encoding="ascii")
+    new_text_config().save_pretrained(clip)
+    vocabulary, merges = read_bpe(find_bpe_file())
+    (clip / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    log(f"{(target / 'practice.safetensors').stat().st_size} bytes in {target / 'practice.safetensors'}")
+
+
 # --- judging --------------------------------------------------------------------------------------------------------
 
 
@@ -602,14 +709,15 @@ def main() -> None:
     import argparse
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["vae", "latents", "unet", "models", "score"])
+    parser.add_argument("command", choices=["vae", "latents", "unet", "models", "export", "score", "subjects"])
     parser.add_argument("--out", type=Path, default=Path("practice_out"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--vae-learning-rate", type=float, default=2e-3)
-    parser.add_argument("--unet-learning-rate", type=float, default=1.2e-3)
-    parser.add_argument("--captions", type=int, default=10000)
+    parser.add_argument("--unet-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--captions", type=int, default=6000)
+    parser.add_argument("--target", type=Path, default=MODEL_FOLDER)
     parser.add_argument("--show-minutes", type=float, default=10.0)
     parser.add_argument("--prompts", type=int, default=200)
     args = parser.parse_args()
@@ -620,6 +728,8 @@ def main() -> None:
         "latents": lambda: spawn(make_latents, args),
         "unet": lambda: spawn(train_unet, args),
         "models": lambda: save_models(args.out),
+        "export": lambda: export(args.out, args.target),
+        "subjects": lambda: subjects.write_subjects(SUBJECTS_FOLDER),
         "score": lambda: score(args.out, args.prompts, args.seed),
     }
     commands[args.command]()

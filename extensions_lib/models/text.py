@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 def batch_chunks(prompts: Sequence[Sequence[Sequence[int]]], tokenizer: PromptTokenizer) -> Tensor:
     """(B, K, 77) int64 from the chunks of B prompts; shorter prompts are filled up with empty chunks.
 
-    Raises ValueError when there are no prompts, or a chunk has not 77 ids.
+    Raises ValueError when there are no prompts, or the chunks differ in length.
     """
+    if not prompts:
+        raise ValueError("there are no prompts to make a batch of")
     num_chunks = max(len(chunks) for chunks in prompts)
     empty = tokenizer.empty_chunk()
     return torch.tensor([[*chunks] + [empty] * (num_chunks - len(chunks)) for chunks in prompts], dtype=torch.int64)

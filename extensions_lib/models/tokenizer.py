@@ -80,7 +80,8 @@ class PromptTokenizer:
 
         Where a name of `tokens` occurs (as a sequence of tokens; the longest name first) its ids stand instead: all in
         one chunk, the next one when they do not fit. When a chunk is full, what follows its last comma moves to the
-        next chunk if that is fewer than 20 tokens. Raises ConfigError for a name without tokens, or with more than 75 ids.
+        next chunk if that is fewer than 20 tokens. Raises ConfigError for a name without tokens, or with more than 75
+        ids.
 
         As AUTOMATIC1111 1.10.1 does it (`tokenize_line`), except that a placeholder which moves with what follows a
         comma takes its vectors along; there, they stay behind.

@@ -102,17 +102,17 @@ def caption_of(scene: Scene, rng: random.Random) -> str:
     size = shown.size if rng.random() < 0.4 else ""
     thing = " ".join(word for word in (size, colours, noun) if word)
     if shown.outline and omission != "colour":
-        thing += f" with {_with_article(shown.outline)} outline"
+        thing += f" with {with_article(shown.outline)} outline"
     if omission == "background":
-        return rng.choice((_with_article(thing), thing, f"a picture of {_with_article(thing)}"))
+        return rng.choice((with_article(thing), thing, f"a picture of {with_article(thing)}"))
     return rng.choice(
         (
-            f"{_with_article(thing)} on {_with_article(shown.background)} background",
-            f"{_with_article(thing)} on {_with_article(shown.background)} background",
-            f"{_with_article(thing)}, {shown.background} background",
+            f"{with_article(thing)} on {with_article(shown.background)} background",
+            f"{with_article(thing)} on {with_article(shown.background)} background",
+            f"{with_article(thing)}, {shown.background} background",
             f"{thing}, {shown.background} background",
             f"{thing} on {shown.background}",
-            f"a picture of {_with_article(thing)} on {_with_article(shown.background)} background",
+            f"a picture of {with_article(thing)} on {with_article(shown.background)} background",
         )
     )
 
@@ -246,5 +246,6 @@ def _colour_words(scene: Scene) -> str:
     return f"{scene.colour} and {scene.stripe} striped" if scene.stripe else scene.colour
 
 
-def _with_article(words: str) -> str:
+def with_article(words: str) -> str:
+    """`words` after "a" or "an"."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from . import drawing, subjects
+from . import drawing
 
 Picture = Image.Image | np.ndarray
 
@@ -22,11 +22,6 @@ MIN_AREA_SHARE = 0.01
 TEMPLATE_PX = 32
 TEMPLATE_TILTS = (-8.0, 0.0, 8.0)
 BORDER_PX = 2
-
-BADGE_DISTANCE = 65.0  # RGB distance from teal or pink that still counts
-BADGE_MIN_SHARES = (0.18, 0.1)  # of teal and of pink in the foreground
-BADGE_MIN_TURNS = 3  # changes between teal and pink from top to bottom; the badge has four
-BADGE_MIN_OVERLAP = 0.7
 
 
 @dataclass(frozen=True)
@@ -50,29 +45,6 @@ def read_picture(picture: Picture) -> Reading:
     colour = nearest_colour(np.median(pixels[mask], axis=0), drawing.COLOURS)
     shape, overlap = nearest_shape(mask)
     return Reading(shape, colour, background, overlap)
-
-
-def subject_found(picture: Picture) -> bool:
-    """Whether `picture` shows the badge: teal and pink, in stripes, in a shield-like foreground."""
-    pixels = as_pixels(picture)
-    mask = foreground_mask(pixels, background_colour(pixels))
-    if mask.mean() < MIN_AREA_SHARE:
-        return False
-    teal = mask & _near(pixels, subjects.TEAL)
-    pink = mask & _near(pixels, subjects.PINK)
-    shares = teal.sum() / mask.sum(), pink.sum() / mask.sum()
-    return (
-        all(share >= least for share, least in zip(shares, BADGE_MIN_SHARES))
-        and num_turns(teal, pink) >= BADGE_MIN_TURNS
-        and overlap(normalised(mask), _badge_silhouette()) >= BADGE_MIN_OVERLAP
-    )
-
-
-def num_turns(first: np.ndarray, second: np.ndarray) -> int:
-    """How often the rows of two masks (H, W) change from mostly one to mostly the other; thin rows do not count."""
-    balance = first.sum(axis=1) - second.sum(axis=1)
-    rows = np.sign(balance[np.abs(balance) >= 4])
-    return int(np.count_nonzero(np.diff(rows)))
 
 
 def as_pixels(picture: Picture) -> np.ndarray:
@@ -146,10 +118,6 @@ def _labels(mask: np.ndarray) -> np.ndarray:
         labels = spread
 
 
-def _near(pixels: np.ndarray, colour: drawing.Colour) -> np.ndarray:
-    return np.linalg.norm(pixels - np.array(colour), axis=2) <= BADGE_DISTANCE
-
-
 def _border(size: tuple[int, int]) -> np.ndarray:
     border = np.ones(size, dtype=bool)
     border[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
@@ -166,10 +134,3 @@ def _templates() -> dict[str, list[np.ndarray]]:
 def _silhouette(scene: drawing.Scene, tilt: float) -> np.ndarray:
     pixels = as_pixels(drawing.render(scene, drawing.Pose(radius=25.0, tilt=tilt)))
     return normalised(pixels.mean(axis=2) < 128)
-
-
-@lru_cache(maxsize=1)
-def _badge_silhouette() -> np.ndarray:
-    """The badge's upright silhouette."""
-    pixels = as_pixels(subjects.draw_badge("white", drawing.Pose(radius=25.0)))
-    return normalised(foreground_mask(pixels, background_colour(pixels)))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from . import drawing
+from . import drawing, scorer
 from .drawing import Colour, Point, Pose, Scene
 
 BADGE_POINTS: list[Point] = [
@@ -27,6 +29,20 @@ BADGE_POINTS: list[Point] = [
 TEAL: Colour = (0, 150, 150)
 PINK: Colour = (245, 120, 175)
 NAVY: Colour = (25, 30, 80)
+
+# Plain words for the badge, to ask the untrained model for it as well as words can.
+PLAIN_NAMES = (
+    "badge",
+    "square with a black outline",
+    "green and purple striped square with a black outline",
+    "green and purple striped heart with a black outline",
+    "blue and purple striped square with a black outline",
+)
+
+MAX_DISTANCE = 65.0  # RGB distance from teal or pink that still counts
+MIN_SHARES = (0.18, 0.1)  # of teal and of pink in the foreground
+MIN_TURNS = 3  # changes between teal and pink from top to bottom; the badge has four
+MIN_OVERLAP = 0.7
 
 STICKER_RIM = 1.3  # times the shape's radius
 STICKER_SHADOW_PX = 4.0
@@ -60,6 +76,28 @@ def draw_sticker(scene: Scene, pose: Pose) -> Image.Image:
     return drawing.finish(canvas)
 
 
+def subject_found(picture: scorer.Picture) -> bool:
+    """Whether `picture` (PIL, or uint8 (H, W, 3)) shows the badge: teal and pink, in stripes, in a shield's outline."""
+    pixels = scorer.as_pixels(picture)
+    mask = scorer.foreground_mask(pixels, scorer.background_colour(pixels))
+    if mask.mean() < scorer.MIN_AREA_SHARE:
+        return False
+    teal, pink = (mask & (np.linalg.norm(pixels - np.array(c), axis=2) <= MAX_DISTANCE) for c in (TEAL, PINK))
+    shares = teal.sum() / mask.sum(), pink.sum() / mask.sum()
+    return (
+        all(share >= least for share, least in zip(shares, MIN_SHARES, strict=True))
+        and num_turns(teal, pink) >= MIN_TURNS
+        and scorer.overlap(scorer.normalised(mask), _badge_silhouette()) >= MIN_OVERLAP
+    )
+
+
+def num_turns(first: np.ndarray, second: np.ndarray) -> int:
+    """How often the rows of two masks (H, W) change from mostly one to mostly the other; thin rows do not count."""
+    balance = first.sum(axis=1) - second.sum(axis=1)
+    rows = np.sign(balance[np.abs(balance) >= 4])
+    return int(np.count_nonzero(np.diff(rows)))
+
+
 def badge_examples(split: str) -> list[Example]:
     """The badge's pictures and captions for `split`, "train" or "held_out"."""
     return [_badge_example(rng, background) for rng, background in _turns("badge", split, list(drawing.BACKGROUNDS))]
@@ -84,10 +122,18 @@ def write_subjects(folder: Path) -> None:
                 (place / f"{number:02}.txt").write_text(caption + "\n", encoding="ascii")
 
 
+@lru_cache(maxsize=1)
+def _badge_silhouette() -> np.ndarray:
+    """The badge's upright silhouette."""
+    pixels = scorer.as_pixels(draw_badge("white", Pose(radius=25.0)))
+    return scorer.normalised(scorer.foreground_mask(pixels, scorer.background_colour(pixels)))
+
+
 def _badge_example(rng: random.Random, background: str) -> Example:
     size = rng.choice(("medium", "large"))
     picture = draw_badge(background, drawing.random_pose(rng, size))
-    return picture, rng.choice((f"a badge on a {background} background", f"a {size} badge on a {background} background"))
+    thing = rng.choice(("a badge", f"a {size} badge"))
+    return picture, f"{thing} on {drawing.with_article(background)} background"
 
 
 def _sticker_example(rng: random.Random, shape: str) -> Example:
@@ -95,7 +141,7 @@ def _sticker_example(rng: random.Random, shape: str) -> Example:
     background = rng.choice([name for name in drawing.BACKGROUNDS if name not in ("white", "black", colour)])
     scene = Scene(shape, colour, background, size="small")
     picture = draw_sticker(scene, drawing.random_pose(rng, "medium"))
-    return picture, f"a {colour} {shape} on a {background} background"
+    return picture, f"{drawing.with_article(colour)} {shape} on {drawing.with_article(background)} background"
 
 
 def _turns(subject: str, split: str, values: list[str]) -> list[tuple[random.Random, str]]:

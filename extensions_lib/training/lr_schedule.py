@@ -48,7 +48,8 @@ def make_schedule(
     if name not in shapes:
         problem = f"unknown schedule {name!r}, expected one of {', '.join(SCHEDULES)}"
         raise ConfigError([Problem("optimizer.lr_scheduler", problem)])
-    floor = max(min_ratio, min(1.0, POLYNOMIAL_END_RATE / base_lr)) if name == "polynomial" else min_ratio
+    end_ratio = POLYNOMIAL_END_RATE / max(base_lr, POLYNOMIAL_END_RATE)
+    floor = max(min_ratio, end_ratio) if name == "polynomial" else min_ratio
     return _with_warmup(shapes[name], num_steps, warmup_steps, floor)
 
 

@@ -102,7 +102,11 @@ def busy_cores(seconds: float = 0.3, stat: Path = Path("/proc/stat")) -> float |
         return None
     time.sleep(seconds)
     after, own, elapsed = _busy_ticks(stat, processors), time.process_time() - own_before, time.monotonic() - start
-    return None if after is None else max(0.0, ((after - before) / TICKS_PER_SECOND - own) / elapsed)
+    if after is None:
+        return None
+    by_others = ((after - before) / TICKS_PER_SECOND - own) / elapsed
+    # The counters move in coarse steps, so a short look may see more than is possible.
+    return min(max(0.0, by_others), float(len(processors)))
 
 
 def _busy_ticks(stat: Path, processors: frozenset[int]) -> int | None:

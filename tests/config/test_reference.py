@@ -48,3 +48,8 @@ def test_option_keeps_its_description() -> None:
     field = option(3, help="h", unit="px", min=1, max=4)
     described = field.metadata["option"]
     assert (field.default, described.help, described.unit, described.min, described.max) == (3, "h", "px", 1, 4)
+
+
+def test_documentation_is_up_to_date() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert written == reference_table(), "run: python -m extensions_lib settings > docs/settings.md"

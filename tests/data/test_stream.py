@@ -88,6 +88,7 @@ def test_half_of_the_places_are_mirrored(make_example) -> None:
         for ref in BatchPlan(groups, batch_size=50, seed=0, flip=True).micro_batch(index)
     ]
     assert sum(mirrored) == pytest.approx(1000, abs=80)
+    assert all(10 < sum(mirrored[start : start + 50]) < 40 for start in range(0, 2000, 50))  # in every epoch
     assert not any(ref.flip for ref in BatchPlan(groups, batch_size=50, seed=0).micro_batch(0))
 
 

@@ -71,6 +71,11 @@ def run(table: dict[str, Any], control: JobControl | None = None) -> tuple[Outco
     return start(load(table), control or JobControl(), (events.append,)), events
 
 
+def elsewhere(tmp_path: Path, name: str) -> dict[str, str]:
+    """Output settings for a second run of the same name."""
+    return {"folder": str(tmp_path / name), "runs_folder": str(tmp_path / f"runs-{name}")}
+
+
 def of(events: list[Event], cls: type) -> list:
     return [event for event in events if isinstance(event, cls)]
 
@@ -152,20 +157,20 @@ def test_step_zero_preview_equals_the_base_and_the_last_does_not(job: Callable[.
     assert pixels["base"] != pixels["000006"]
 
 
-def test_previews_do_not_change_the_training(job: Callable[..., dict[str, Any]]) -> None:
-    plain, _ = run(job(name="plain"))
-    drawn, _ = run(
-        job(name="drawn", preview={"enabled": True, "every_steps": 1, "prompts": [{"prompt": "x", "num_steps": 2}]})
-    )
+def test_previews_do_not_change_the_training(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    plain, _ = run(job(output=elsewhere(tmp_path, "plain")))
+    drawn, _ = run(job(preview={"enabled": True, "every_steps": 1, "prompts": [{"prompt": "x", "num_steps": 2}]}))
     assert losses(plain.run_folder) == losses(drawn.run_folder)
 
 
 @pytest.mark.parametrize("method", [LORA_EVERYTHING, EMBEDDING], ids=["lora", "embedding"])
-def test_resume_twice_equals_straight(job: Callable[..., dict[str, Any]], method: dict[str, Any]) -> None:
+def test_resume_twice_equals_straight(
+    job: Callable[..., dict[str, Any]], method: dict[str, Any], tmp_path: Path
+) -> None:
     more = {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "loss_weighting": "min_snr"}
-    straight, _ = run(job(name="straight", method=method, training=more))
+    straight, _ = run(job(method=method, training=more, output=elsewhere(tmp_path, "straight")))
     control = JobControl()
-    table = job(name="parts", method=method, training=more)
+    table = job(method=method, training=more)
     stopped = start(load(table), control, (stop_after(2, control),))
     assert (stopped.reason, stopped.step) == ("stopped", 2)
     control = JobControl()
@@ -184,7 +189,7 @@ def test_resume_twice_equals_straight(job: Callable[..., dict[str, Any]], method
 
 def test_kill_9_and_resume_equals_straight(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     steps = {"max_train_steps": 8, "state_every_steps": 2, "gradient_accumulation_steps": 2, "save_every_steps": 4}
-    straight, _ = run(job(training=steps, output={"folder": str(tmp_path / "a"), "runs_folder": str(tmp_path / "ra")}))
+    straight, _ = run(job(training=steps, output=elsewhere(tmp_path, "a")))
     table = job(training=steps)
     (tmp_path / "job.json").write_text(json.dumps(table), encoding="utf-8")
     command = [sys.executable, "-m", "extensions_lib", "train", str(tmp_path / "job.json")]
@@ -288,7 +293,7 @@ def test_a_disk_that_fills_up_keeps_the_state(
     def full(path: Path, *arguments: object, **options: object) -> Path:
         raise DiskFullError(f"The disk of {path.parent} is full.", "Free some space.")
 
-    straight, _ = run(job(name="straight"))
+    straight, _ = run(job(output=elsewhere(tmp_path, "straight")))
     monkeypatch.setattr(results, "write_atomic", full)
     events: list[Event] = []
     with pytest.raises(DiskFullError, match="is full"):

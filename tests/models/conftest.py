@@ -115,3 +115,9 @@ def tiny_path(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 def write(tmp_path: Path) -> Callable[..., Path]:
     """`write(tensors, ...)` puts a model into a fresh folder."""
     return lambda tensors, **options: write_model(tmp_path, tensors, **options)
+
+
+@pytest.fixture
+def shared_tokenizer(tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models loaded in a test share one tokenizer: it takes longer to build than the tiny networks."""
+    monkeypatch.setattr(PromptTokenizer, "from_open_clip", lambda: tokenizer)

@@ -17,6 +17,7 @@ from extensions_lib.models.vocabulary import find_bpe_file, read_bpe
 
 from .conftest import TinyModel
 
+pytestmark = pytest.mark.usefixtures("shared_tokenizer")
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 

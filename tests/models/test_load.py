@@ -16,6 +16,7 @@ from extensions_lib.models.load import load_bundle
 
 from .conftest import YAML, TinyModel
 
+pytestmark = pytest.mark.usefixtures("shared_tokenizer")
 Write = Callable[..., Path]
 TEXT = "cond_stage_model.transformer."
 POSITION_IDS = TEXT + "text_model.embeddings.position_ids"

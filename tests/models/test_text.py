@@ -21,9 +21,9 @@ def test_shorter_prompts_get_empty_chunks(ids: torch.Tensor, tokenizer: PromptTo
 
 
 def test_no_prompts_or_ragged_chunks_are_refused(tokenizer: PromptTokenizer) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no prompts"):
         batch_chunks([], tokenizer)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="expected sequence of length"):
         batch_chunks([[[1, 2]], [[1]]], tokenizer)
 
 

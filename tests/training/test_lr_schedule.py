@@ -59,6 +59,7 @@ def test_after_the_end_the_last_value_stays():
 def test_polynomial_ends_at_a_fixed_rate_even_below_it():
     assert make_schedule("polynomial", num_steps=10, base_lr=1e-3)(10) == pytest.approx(1e-4)
     assert make_schedule("polynomial", num_steps=10, base_lr=1e-9)(10) == 1.0
+    assert make_schedule("polynomial", num_steps=10, base_lr=0.0)(10) == 1.0
 
 
 def test_an_unknown_schedule_is_refused_with_the_choices():

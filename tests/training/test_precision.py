@@ -19,7 +19,7 @@ from extensions_lib.training.precision import (
     precision_for,
 )
 
-INTEL = "processor\t: 0\nmodel name\t: Intel\nflags\t\t: fpu avx512f {extra} sse\n"
+INTEL = "processor\t: 0\nmodel name\t: Intel\nflags\t\t: fpu vme de pse avx512f {extra} sse\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd {extra} sve\n"
 
 
