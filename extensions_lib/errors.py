@@ -91,6 +91,24 @@ class OutOfMemoryError(TrainingError):
     """The device has too little memory."""
 
 
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a foreign error says that a device or the machine has too little memory.
+
+    Known by its text, as torch has a class of its own only for CUDA, and so that this module needs no torch.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
 class DiskFullError(TrainingError):
     """A file could not be written for lack of room."""
 

@@ -146,7 +146,7 @@ def recoloured(rng: random.Random) -> Image.Image:
     canvas = drawing.blank_canvas(random_colour(rng))
     stripe = random_colour(rng) if scene.stripe else None
     outline = random_colour(rng) if scene.outline else None
-    pose = drawing.random_pose(rng, scene.size)
+    pose = drawing.random_pose(rng, drawing.RADII_PX[scene.size])
     drawing.paint_shape(canvas, drawing.shape_points(scene.shape), pose, random_colour(rng), stripe, outline)
     return drawing.finish(canvas)
 
@@ -396,7 +396,7 @@ def group_of(index: int, seed: int) -> tuple[str, list[Image.Image]]:
     scene = drawing.random_scene(rng)
     caption = drawing.caption_of(scene, rng)
     scenes = [scene] + [drawing.vary_unsaid(scene, caption, rng) for _ in range(PICTURES_PER_CAPTION - 1)]
-    return caption, [drawing.render(s, drawing.random_pose(rng, s.size)) for s in scenes]
+    return caption, [drawing.render(s, drawing.random_pose(rng, drawing.RADII_PX[s.size])) for s in scenes]
 
 
 def make_latents(rank: int, args: Any) -> None:

@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     command("settings", _settings, "Print the reference table of all settings.")
     demo = command("demo", _demo, "Train the practice model on its practice subject and draw the result.")
     demo.add_argument("--folder", type=Path, default=Path("demo"))
+    export = command("export-practice-model", _export, "Copy the practice model into a WebUI's checkpoint folder.")
+    export.add_argument("folder", type=Path)
     return parser
 
 
@@ -155,6 +157,14 @@ def _demo(options: argparse.Namespace) -> int:
 
     with _interruptible() as control:
         return show_demo(options.folder, control)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ..practice.export import export_practice_model
+
+    for path in export_practice_model(options.folder):
+        print(path)
+    return 0
 
 
 def _exit_code(outcome: Outcome) -> int:

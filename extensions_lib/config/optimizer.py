@@ -27,5 +27,11 @@ class OptimizerConfig:
     lr_power: float = option(1.0, help="Exponent of the polynomial schedule.", min=0.1, max=10.0, advanced=True)
     weight_decay: float = option(0.01, help="Decoupled weight decay.", min=0.0, max=1.0, advanced=True)
     beta1: float = option(0.9, help="Decay of the mean of gradients.", min=0.0, max=0.9999, advanced=True)
-    beta2: float = option(0.999, help="Decay of the mean of squared gradients.", min=0.0, max=0.99999, advanced=True)
+    beta2: float = option(
+        0.0,
+        help="Decay of the mean of squared gradients; 0: 0.99 for lion, 0.999 for others.",
+        min=0.0,
+        max=0.99999,
+        advanced=True,
+    )
     epsilon: float = option(1e-8, help="Added to the denominator.", min=0.0, max=1.0, advanced=True)

@@ -41,6 +41,12 @@ class TrainingConfig:
     gradient_checkpointing: bool = option(False, help="Saves memory, costs about half as much time again.")
     max_grad_norm: float = option(1.0, help="Longer gradients are shortened to this; 0 off.", min=0.0, max=1000.0)
     clip_skip: int = option(1, help="Which layer of the text encoder is used, counted from the end.", min=1, max=12)
+    loss_type: str = option(
+        "mse", help="huber and smooth_l1 care less about outliers.", choices=("mse", "huber", "smooth_l1")
+    )
+    huber_c: float = option(
+        0.1, help="Where huber and smooth_l1 turn from square to straight.", min=0.0001, max=1.0, advanced=True
+    )
     loss_weighting: str = option(
         "none",
         help="Weight of each noise level. min_snr evens out easy and hard levels.",

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import DatasetError, OutOfMemoryError
+from ..errors import DatasetError, OutOfMemoryError, is_out_of_memory
 from ..formats.safetensors_io import data_hash
 from .example import Example
 from .fitted import load_fitted, to_tensor
@@ -98,12 +98,6 @@ def _encode(vae: Encoder, pixels: Tensor, example: Example) -> tuple[Tensor, Ten
             "Use the VAE in float32, or another VAE; if only this picture fails, remove it.",
         )
     return mean, std
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: CUDA has a class for it, CPU and MPS only a text."""
-    text = str(error).lower()
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def sample_latents(mean: Tensor, std: Tensor, generator: torch.Generator | None, latent_scale: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def scaled_linear_alphas_cumprod(
-    num: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, *, dtype: torch.dtype = torch.float64
+    beta_start: float = 0.00085, beta_end: float = 0.012, *, num: int = 1000, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """The cumulative product of 1 - beta_t, with the square root of beta linear in t: Stable Diffusion's schedule.
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.timesteps import scaled_linear_alphas_cumprod
 from ..errors import KeyMismatchError, ModelError, UnsupportedModelError
 from ..formats.checkpoint import read_checkpoint
 from .build import adopt_tensors, build_module, position_ids
 from .bundle import NUM_TIMESTEPS, SD1, ModelBundle, ModelSource, StoredForm
 from .ldm import POSITION_IDS, part_to_ldm
-from .schedule import check_num_timesteps, linear_alphas_cumprod, scaled_linear_alphas_cumprod
+from .schedule import check_num_timesteps, linear_alphas_cumprod
 from .single_file import LoadedVae
 from .sizes import read_json
 from .tokenizer import PromptTokenizer
@@ -143,4 +144,4 @@ def _alphas_cumprod(name: str, scheduler: Mapping[str, Any]) -> Tensor:
             f"accepted are {', '.join(map(repr, _SCHEDULES))} as they are.",
             "Choose another model.",
         )
-    return _SCHEDULES[kind](scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02))
+    return _SCHEDULES[kind](scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)).float()

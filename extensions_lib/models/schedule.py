@@ -9,15 +9,6 @@ from ..errors import FormatError, UnsupportedModelError
 from .bundle import NUM_TIMESTEPS
 
 
-def scaled_linear_alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """(1000,) float32: prod(1 - beta), where sqrt(beta) rises linearly; computed in float64.
-
-    CompVis latent-diffusion, `make_beta_schedule("linear")`; diffusers calls it "scaled_linear".
-    """
-    roots = torch.linspace(beta_start**0.5, beta_end**0.5, NUM_TIMESTEPS, dtype=torch.float64)
-    return torch.cumprod(1.0 - roots**2, dim=0).float()
-
-
 def linear_alphas_cumprod(beta_start: float, beta_end: float) -> Tensor:
     """(1000,) float32: prod(1 - beta), where beta itself rises linearly (DDPM, diffusers' "linear")."""
     betas = torch.linspace(beta_start, beta_end, NUM_TIMESTEPS, dtype=torch.float64)

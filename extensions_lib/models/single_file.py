@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.timesteps import scaled_linear_alphas_cumprod
 from ..errors import FormatError
 from ..formats.checkpoint import checkpoint_header, read_checkpoint
 from ..formats.keys import PREFIXES
@@ -18,7 +19,7 @@ from .build import adopt_tensors, build_module, position_ids
 from .bundle import ModelBundle, ModelSource, StoredForm
 from .detect import check_parts, detect_family
 from .ldm import PART_PREFIXES, POSITION_IDS, check_fit, modern_names, part_from_ldm, part_to_ldm
-from .schedule import check_alphas_cumprod, scaled_linear_alphas_cumprod
+from .schedule import check_alphas_cumprod
 from .sibling import SiblingFacts, find_clip_folder, read_sibling
 from .sizes import part_shapes, text_config, unet_config, vae_config
 from .tokenizer import PromptTokenizer
@@ -163,4 +164,4 @@ def _alphas_cumprod(path: Path, extra: Mapping[str, Tensor], facts: SiblingFacts
     """The schedule the WebUI samples with: the one stored in the file, or else that of the yaml."""
     if _ALPHAS in extra:
         return check_alphas_cumprod(extra[_ALPHAS], path.name)
-    return scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end)
+    return scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end).float()

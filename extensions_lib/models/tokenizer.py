@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, FormatError, Problem
 from .chunking import CHUNK_LENGTH, Chunker, split_runs
-from .vocabulary import find_bpe_file, read_bpe
+from .vocabulary import write_vocabulary
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -39,12 +38,9 @@ class PromptTokenizer:
 
         Raises ModelError when the file is not there.
         """
-        vocabulary, merges = read_bpe(find_bpe_file())
         with tempfile.TemporaryDirectory(prefix="train-studio-clip-") as name:
-            folder = Path(name)
-            (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-            (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-            return cls.from_folder(folder)
+            write_vocabulary(Path(name))
+            return cls.from_folder(Path(name))
 
     @classmethod
     def from_folder(cls, folder: Path) -> PromptTokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
 from pathlib import Path
 
 from ..errors import ModelError
@@ -36,6 +37,13 @@ def read_bpe(path: Path) -> tuple[dict[str, int], list[str]]:
     tokens = symbols + [symbol + "</w>" for symbol in symbols] + [merge.replace(" ", "") for merge in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return {token: number for number, token in enumerate(tokens)}, merges
+
+
+def write_vocabulary(folder: Path) -> None:
+    """Write vocab.json and merges.txt, as transformers' CLIPTokenizer reads them, to an existing folder."""
+    vocabulary, merges = read_bpe(find_bpe_file())
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
 def _byte_symbols() -> list[str]:

@@ -79,9 +79,9 @@ def random_scene(rng: random.Random) -> Scene:
     )
 
 
-def random_pose(rng: random.Random, size: str) -> Pose:
-    """A pose that keeps the whole shape in the picture, at least MARGIN_PX from its edge where it fits."""
-    radius = rng.uniform(*RADII_PX[size])
+def random_pose(rng: random.Random, radii_px: tuple[float, float]) -> Pose:
+    """A pose with a radius from `radii_px` that keeps the shape at least MARGIN_PX from the picture's edge."""
+    radius = rng.uniform(*radii_px)
     reach = max(RESOLUTION_PX / 2 - radius - MARGIN_PX, 0.0)
     centre = RESOLUTION_PX / 2
     return Pose(
@@ -131,7 +131,7 @@ def render(scene: Scene, pose: Pose | None = None, resolution_px: int = RESOLUTI
 def random_picture(rng: random.Random, scene: Scene | None = None) -> tuple[Image.Image, str]:
     """A picture and its caption; of a scene invented here unless one is given."""
     scene = scene or random_scene(rng)
-    return render(scene, random_pose(rng, scene.size)), caption_of(scene, rng)
+    return render(scene, random_pose(rng, RADII_PX[scene.size])), caption_of(scene, rng)
 
 
 def vary_unsaid(scene: Scene, caption: str, rng: random.Random) -> Scene:

@@ -61,8 +61,11 @@ def background_colour(pixels: np.ndarray) -> np.ndarray:
 
 
 def foreground_mask(pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """Largest connected region (H, W) of pixels that differ from `backdrop` (3,)."""
-    return largest_region(np.linalg.norm(pixels - backdrop, axis=2) > FOREGROUND_DISTANCE)
+    """Largest connected region (H, W) of pixels that differ from `backdrop` (3,); cracks of two pixels are closed.
+
+    Such cracks appear where the blend of two neighbouring colours happens to be the background's.
+    """
+    return largest_region(_closed(np.linalg.norm(pixels - backdrop, axis=2) > FOREGROUND_DISTANCE))
 
 
 def nearest_colour(colour: np.ndarray, palette: dict[str, drawing.Colour]) -> str:
@@ -108,14 +111,23 @@ def _labels(mask: np.ndarray) -> np.ndarray:
     """Equal positive numbers for connected pixels: every pixel takes its neighbours' largest number until none moves."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
-        padded = np.pad(labels, 1)
-        spread = np.max(
-            [padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], axis=0
-        )
-        spread = np.where(mask, spread, 0)
+        spread = np.where(mask, _largest_neighbour(labels), 0)
         if np.array_equal(spread, labels):
             return labels
         labels = spread
+
+
+def _closed(mask: np.ndarray) -> np.ndarray:
+    """`mask` (H, W) grown by one pixel and shrunk again."""
+    grown = _largest_neighbour(mask.astype(int))
+    return np.asarray(-_largest_neighbour(-grown, outside=-1) > 0)
+
+
+def _largest_neighbour(values: np.ndarray, outside: int = 0) -> np.ndarray:
+    """For each pixel (H, W) the largest value of itself and its four neighbours; `outside` is beyond the edge."""
+    padded = np.pad(values, 1, constant_values=outside)
+    five = (padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return np.asarray(np.max(five, axis=0))
 
 
 def _border(size: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The two practice subjects: a badge and a drawing style that the practice model has never seen.
 
-The badge is an object (teal and pink stripes in a shield with a navy rim), the sticker style a way to draw the world's
+The badge is an object (a shield with pink and teal stripes), the sticker style a way to draw the world's
 shapes (white rim, dark shadow, diagonally banded background). Captions are plain: the trainer adds the trigger word.
 """
 
@@ -26,22 +26,24 @@ BADGE_POINTS: list[Point] = [
     (-0.62, 0.52),
     (-0.85, 0.1),
 ]
-TEAL: Colour = (0, 150, 150)
 PINK: Colour = (245, 120, 175)
-NAVY: Colour = (25, 30, 80)
+TEAL: Colour = (0, 150, 150)
+BADGE_RADII_PX = (21.0, 25.0)
 
 # Plain words for the badge, to ask the untrained model for it as well as words can.
 PLAIN_NAMES = (
     "badge",
-    "square with a black outline",
-    "green and purple striped square with a black outline",
-    "green and purple striped heart with a black outline",
-    "blue and purple striped square with a black outline",
+    "square",
+    "red and green striped square",
+    "red and blue striped square",
+    "purple and green striped square",
+    "white and green striped square",
+    "white and green striped heart",
 )
 
-MAX_DISTANCE = 65.0  # RGB distance from teal or pink that still counts
-MIN_SHARES = (0.18, 0.1)  # of teal and of pink in the foreground
-MIN_TURNS = 3  # changes between teal and pink from top to bottom; the badge has four
+MAX_DISTANCE = 65.0  # RGB distance from pink or teal that still counts
+MIN_SHARES = (0.2, 0.1)  # of pink and of teal in the foreground
+MIN_TURNS = 3  # changes between pink and teal from top to bottom; the badge has four
 MIN_OVERLAP = 0.7
 
 STICKER_RIM = 1.3  # times the shape's radius
@@ -59,7 +61,7 @@ def draw_badge(background: str, pose: Pose) -> Image.Image:
     """The badge on a plain background of the world."""
     shades = random.Random(pose.shade) if pose.shade is not None else None
     canvas = drawing.blank_canvas(drawing.shaded(drawing.BACKGROUNDS[background], shades))
-    drawing.paint_shape(canvas, BADGE_POINTS, pose, TEAL, stripe=PINK, outline=NAVY)
+    drawing.paint_shape(canvas, BADGE_POINTS, pose, PINK, stripe=TEAL)
     return drawing.finish(canvas)
 
 
@@ -77,16 +79,16 @@ def draw_sticker(scene: Scene, pose: Pose) -> Image.Image:
 
 
 def subject_found(picture: scorer.Picture) -> bool:
-    """Whether `picture` (PIL, or uint8 (H, W, 3)) shows the badge: teal and pink, in stripes, in a shield's outline."""
+    """Whether `picture` (PIL, or uint8 (H, W, 3)) shows the badge: pink and teal, in stripes, in a shield's outline."""
     pixels = scorer.as_pixels(picture)
     mask = scorer.foreground_mask(pixels, scorer.background_colour(pixels))
     if mask.mean() < scorer.MIN_AREA_SHARE:
         return False
-    teal, pink = (mask & (np.linalg.norm(pixels - np.array(c), axis=2) <= MAX_DISTANCE) for c in (TEAL, PINK))
-    shares = teal.sum() / mask.sum(), pink.sum() / mask.sum()
+    pink, teal = (mask & (np.linalg.norm(pixels - np.array(c), axis=2) <= MAX_DISTANCE) for c in (PINK, TEAL))
+    shares = pink.sum() / mask.sum(), teal.sum() / mask.sum()
     return (
         all(share >= least for share, least in zip(shares, MIN_SHARES, strict=True))
-        and num_turns(teal, pink) >= MIN_TURNS
+        and num_turns(pink, teal) >= MIN_TURNS
         and scorer.overlap(scorer.normalised(mask), _badge_silhouette()) >= MIN_OVERLAP
     )
 
@@ -130,17 +132,15 @@ def _badge_silhouette() -> np.ndarray:
 
 
 def _badge_example(rng: random.Random, background: str) -> Example:
-    size = rng.choice(("medium", "large"))
-    picture = draw_badge(background, drawing.random_pose(rng, size))
-    thing = rng.choice(("a badge", f"a {size} badge"))
-    return picture, f"{thing} on {drawing.with_article(background)} background"
+    picture = draw_badge(background, drawing.random_pose(rng, BADGE_RADII_PX))
+    return picture, f"a badge on {drawing.with_article(background)} background"
 
 
 def _sticker_example(rng: random.Random, shape: str) -> Example:
     colour = rng.choice([name for name in drawing.COLOURS if name not in ("white", "black")])
     background = rng.choice([name for name in drawing.BACKGROUNDS if name not in ("white", "black", colour)])
     scene = Scene(shape, colour, background, size="small")
-    picture = draw_sticker(scene, drawing.random_pose(rng, "medium"))
+    picture = draw_sticker(scene, drawing.random_pose(rng, drawing.RADII_PX["medium"]))
     return picture, f"{drawing.with_article(colour)} {shape} on {drawing.with_article(background)} background"
 
 

@@ -65,8 +65,11 @@ def build_scheduler(
     import diffusers
 
     betas = betas_of(alphas_cumprod)
+    options = dict(kind.options)
+    if num_steps == 1:
+        options["timestep_spacing"] = "trailing"  # the others would put a single step at the clean end
     scheduler = getattr(diffusers, kind.scheduler)(
-        num_train_timesteps=len(betas), trained_betas=betas, prediction_type=prediction_type, **kind.options
+        num_train_timesteps=len(betas), trained_betas=betas, prediction_type=prediction_type, **options
     )
     if kind.told_timesteps:
         even = torch.linspace(len(betas) - 1, 0, num_steps, dtype=torch.float64).round().to(torch.int64)

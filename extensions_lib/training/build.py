@@ -224,7 +224,9 @@ def _noise(training: TrainingConfig) -> NoiseSettings:
 
 def _loss(prepared: Prepared, training: TrainingConfig) -> LossSettings:
     prediction_type = prepared.bundle.family.prediction_type
-    return LossSettings(prediction_type, training.loss_weighting, training.min_snr_gamma)
+    return LossSettings(
+        prediction_type, training.loss_type, training.huber_c, training.loss_weighting, training.min_snr_gamma
+    )
 
 
 def make_learning_rates(config: TrainJobConfig) -> tuple[float, Schedule]:
@@ -257,7 +259,7 @@ def make_job_optimizer(config: TrainJobConfig, trainable: Trainable, base_lr: fl
         groups,
         weight_decay=settings.weight_decay,
         beta1=settings.beta1,
-        beta2=settings.beta2,
+        beta2=settings.beta2 or None,
         eps=settings.epsilon,
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.loss import loss_weights, per_sample_loss
+from ..diffusion.loss import huber_thresholds, loss_weights, per_sample_loss
 from ..diffusion.noise import add_noise, draw_noise
 from ..diffusion.target import training_target
 from ..diffusion.timesteps import sample_timesteps, step_generator
@@ -33,6 +33,8 @@ class LossSettings:
     """How the prediction is judged."""
 
     prediction_type: str
+    loss_type: str = "mse"
+    huber_c: float = 0.1
     weighting: str = "none"
     min_snr_gamma: float = 5.0
 
@@ -68,7 +70,11 @@ class Denoiser:
             settings.prediction_type,
             min_snr_gamma=settings.min_snr_gamma,
         )
-        return per_sample_loss(prediction, target, mask_weights=mask_weights) * weights
+        thresholds = huber_thresholds("snr", self.alphas_cumprod, timesteps, settings.huber_c)
+        losses = per_sample_loss(
+            prediction, target, loss_type=settings.loss_type, mask_weights=mask_weights, huber_c=thresholds
+        )
+        return losses * weights
 
     def draw(
         self, latents: Tensor, settings: NoiseSettings, step: int, micro_batch: int

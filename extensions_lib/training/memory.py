@@ -10,15 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ..errors import OutOfMemoryError
+from ..errors import OutOfMemoryError, is_out_of_memory
 
 BYTES_PER_GIB = 2**30
-OUT_OF_MEMORY_SIGNS = (
-    "out of memory",
-    "DefaultCPUAllocator",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 
 
 def reset_peak_memory(device: torch.device | str) -> None:
@@ -83,13 +77,6 @@ def out_of_memory_explained(
         reason = str(error).strip().partition("\n")[0]
         message = f"Out of memory while {activity}" + (f": {reason}" if reason else ".")
         raise OutOfMemoryError(message, memory_hint(batch_size, gradient_checkpointing, resolution_px)) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that a device or the machine has too little memory."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def memory_hint(batch_size: int | None, gradient_checkpointing: bool | None, resolution_px: int | None) -> str:

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from extensions_lib.data.dataset import scan_folder
-from extensions_lib.data.encode import is_out_of_memory, sample_latents, vae_fingerprint
+from extensions_lib.data.encode import sample_latents, vae_fingerprint
 from extensions_lib.data.fitted import load_fitted, to_tensor
 from extensions_lib.data.latent_cache import cache_latents
 from extensions_lib.data.masks import alpha_mask
 from extensions_lib.data.stream import ExampleRef
-from extensions_lib.errors import DatasetError, JobStopped, OutOfMemoryError, OutputError
+from extensions_lib.errors import DatasetError, JobStopped, OutOfMemoryError, OutputError, is_out_of_memory
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 
 

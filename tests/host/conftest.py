@@ -17,8 +17,6 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -145,17 +143,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the API answers; raise AssertionError with the end of the log when it does not."""
+def wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the host says that its start is over; raise AssertionError with the end of the log otherwise.
+
+    No request may be sent earlier: one that arrives while the host still adds its middleware ends the start with
+    "Cannot add middleware after an application has started".
+    """
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url + "/sdapi/v1/options", timeout=10):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
+        if b"Startup time:" in log.read_bytes():
+            return
+        time.sleep(0.2)
     tail = log.read_text(encoding="utf-8", errors="replace")[-4000:]
-    raise AssertionError(f"the WebUI did not answer (exit status {server.poll()}):\n{tail}")
+    raise AssertionError(f"the WebUI did not start (exit status {server.poll()}):\n{tail}")
 
 
 @contextmanager
@@ -171,8 +171,10 @@ def started(root: Path, folder: Path, checkpoint: str) -> Iterator[Webui]:
     with log.open("wb") as stream:
         server = subprocess.Popen(command, cwd=root, env=environment, stdout=stream, stderr=subprocess.STDOUT)
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", server, log)
-        yield Webui(f"http://127.0.0.1:{port}", root, log)
+        wait_until_ready(server, log)
+        webui = Webui(f"http://127.0.0.1:{port}", root, log)
+        webui.get("/sdapi/v1/options")
+        yield webui
     finally:
         server.terminate()
         try:

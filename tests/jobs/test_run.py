@@ -61,7 +61,7 @@ def job(tmp_path: Path, pictures: Path, practice_model: Path) -> Callable[..., d
             "preview": {"enabled": False},
             "output": {"folder": str(tmp_path / "out"), "runs_folder": str(tmp_path / "runs")},
         }
-        return merge(table, changes)
+        return merge(table, changes) | ({"method": changes["method"]} if "method" in changes else {})
 
     return make
 

@@ -191,3 +191,16 @@ def test_parts_in_half_precision_draw_nearly_the_same(bundle) -> None:
     halved.to(unet=torch.bfloat16, vae=torch.bfloat16, text_encoder=torch.bfloat16)
     difference = draw(halved, sampler="dpmpp_2m").astype(int) - draw(bundle, sampler="dpmpp_2m")
     assert 0 < np.abs(difference).mean() < 3
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_starts_from_the_seeds_own_noise(bundle, sampler) -> None:
+    """At unit variance, drawn on the CPU as the WebUI's 'CPU' random source draws it."""
+    seen = []
+    handle = bundle.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:2]))
+    draw(bundle, seed=7, sampler=sampler, guidance_scale=1.0, num_steps=1)
+    handle.remove()
+    latents, timestep = seen[0]
+    assert timestep == 999
+    noise = torch.randn((4, 2, 4), generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(latents[0], noise, rtol=0.01, atol=0.01)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from extensions_lib.errors import OutOfMemoryError
+from extensions_lib.errors import OutOfMemoryError, is_out_of_memory
 from extensions_lib.training import memory
 from extensions_lib.training.memory import (
-    is_out_of_memory,
     memory_hint,
     out_of_memory_explained,
     peak_memory_gib,
