@@ -72,6 +72,7 @@ def _run(folder: RunFolder, config: TrainJobConfig, control: JobControl, listene
     last = max((event.sequence for event in folder.events()), default=0)
     latents = Path(config.output.runs_folder) / "cache" / "latents"
     folders = SessionFolders(folder.path, folder.state, folder.previews, latents)
+    folder.take_requests(JobControl())  # what was asked of an earlier session is no longer meant
     control.add_source(folder.take_requests)
     with closing(JsonlSink(folder.event_file)) as sink:
         events = EventStream(folder.job_id, (sink, *listeners), last)

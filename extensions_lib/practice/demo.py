@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..config.codec import load
 from ..config.job import TrainJobConfig
+from ..config.presets import merge
 from ..control import JobControl
 from ..data.caption_maker import CaptionMaker, load_template
 from ..errors import JobStopped
@@ -39,6 +40,7 @@ SEEDS_PER_BATCH = 10
 
 JOBS: dict[str, dict[str, Any]] = {
     "practice-badge-lora": {
+        "dataset": {"trigger_word": "badge"},
         "method": {"kind": "lora", "rank": 16, "alpha": 16.0, "train_text_encoder": True},
         "optimizer": {"learning_rate": 2e-3},
         "training": {"max_train_steps": 240, "train_batch_size": 4, "loss_weighting": "none"},
@@ -103,24 +105,31 @@ def run_demo(folder: Path, control: JobControl, listeners: Sequence[Listener] = 
 def demo_job(name: str, folder: Path) -> TrainJobConfig:
     """The settings of one of `JOBS` with its results in `folder`."""
     return load(
-        {
-            "name": name,
-            "base_model": str(practice_checkpoint()),
-            "dataset": {
-                "folder": str(BADGE_FOLDER / "train"),
-                "validation_folder": str(BADGE_FOLDER / "held_out"),
-                "resolution_px": RESOLUTION_PX,
-                "caption_template": "[filewords]",
+        merge(
+            {
+                "name": name,
+                "base_model": str(practice_checkpoint()),
+                "dataset": {
+                    "folder": str(BADGE_FOLDER / "train"),
+                    "validation_folder": str(BADGE_FOLDER / "held_out"),
+                    "resolution_px": RESOLUTION_PX,
+                    "caption_template": "[filewords]",
+                },
+                "preview": {
+                    "prompts": [
+                        {"prompt": f"a [name] on a {background} background", "seed": 7, **SAMPLER}
+                        for background in BACKGROUNDS[:2]
+                    ],
+                },
+                "output": {
+                    "folder": str(folder),
+                    "runs_folder": str(folder / "runs"),
+                    "overwrite": True,
+                    "dtype": "fp32",
+                },
             },
-            "preview": {
-                "prompts": [
-                    {"prompt": f"a [name] on a {background} background", "seed": 7, **SAMPLER}
-                    for background in BACKGROUNDS[:2]
-                ],
-            },
-            "output": {"folder": str(folder), "runs_folder": str(folder / "runs"), "overwrite": True, "dtype": "fp32"},
-            **JOBS[name],
-        }
+            JOBS[name],
+        )
     )
 
 
@@ -134,9 +143,9 @@ def measure(configs: list[TrainJobConfig], outcomes: list[Outcome]) -> tuple[Dem
     found, losses = [_count_found(prepared, None, plain_name)], []
     for label, config, outcome in zip(("LoRA", "embedding"), configs, outcomes, strict=True):
         with loaded(prepared, config, outcome) as trainable:
-            losses.append(_loss(prepared, trainable, config, config.name))
-            found.append(_count_found(prepared, trainable, config.name))
-            rows.append((label, _row(prepared, trainable, config.name)))
+            losses.append(_loss(prepared, trainable, config, config.trigger_word))
+            found.append(_count_found(prepared, trainable, config.trigger_word))
+            rows.append((label, _row(prepared, trainable, config.trigger_word)))
     report = DemoReport(
         plain_name,
         base_losses[plain_name],
@@ -152,7 +161,9 @@ def measure(configs: list[TrainJobConfig], outcomes: list[Outcome]) -> tuple[Dem
 def loaded(prepared: Prepared, config: TrainJobConfig, outcome: Outcome) -> Iterator[Trainable]:
     """The base model with the written file on it."""
     method = dataclasses.replace(config.method, start_from=str(outcome.path))
-    with make_method(method, config.output).attach(prepared.bundle, config.name, torch.Generator()) as trainable:
+    with make_method(method, config.output).attach(
+        prepared.bundle, config.trigger_word, torch.Generator()
+    ) as trainable:
         trainable.module.eval()
         yield trainable
 

@@ -118,7 +118,7 @@ def caption_of(scene: Scene, rng: random.Random) -> str:
 
 
 def render(scene: Scene, pose: Pose | None = None, resolution_px: int = RESOLUTION_PX) -> Image.Image:
-    """Paint `scene` in `pose` (default: centred, upright, exact colours) as an RGB picture of `resolution_px` squared."""
+    """Paint `scene` in `pose` (default: centred, upright, exact colours) as a square RGB picture."""
     pose = pose or Pose(radius=sum(RADII_PX[scene.size]) / 2)
     shades = random.Random(pose.shade) if pose.shade is not None else None
     canvas = blank_canvas(shaded(BACKGROUNDS[scene.background], shades))

@@ -26,7 +26,7 @@ BORDER_PX = 2
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows. `shape` and `colour` are "none" when nothing stands out; `overlap` is the best IoU, 0..1."""
+    """What a picture shows. Shape and colour are "none" when nothing stands out; `overlap` is the best IoU, 0..1."""
 
     shape: str
     colour: str
@@ -108,7 +108,7 @@ def largest_region(mask: np.ndarray) -> np.ndarray:
 
 
 def _labels(mask: np.ndarray) -> np.ndarray:
-    """Equal positive numbers for connected pixels: every pixel takes its neighbours' largest number until none moves."""
+    """Equal positive numbers for connected pixels: each takes its neighbours' largest number until none changes."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         spread = np.where(mask, _largest_neighbour(labels), 0)

@@ -240,7 +240,7 @@ def test_requests_of_another_process(job: Callable[..., dict[str, Any]], tmp_pat
         if isinstance(event, PauseChanged) and event.paused:
             folder.request("save")
             folder.request("resume")
-        if isinstance(event, CheckpointSaved) and event.step == 1:
+        if isinstance(event, StepCompleted):
             folder.request("stop")
 
     events: list[Event] = []
@@ -249,6 +249,13 @@ def test_requests_of_another_process(job: Callable[..., dict[str, Any]], tmp_pat
     assert of(events, CheckpointSaved)[0].step == 1
     assert outcome.reason == "stopped"
     assert not list((tmp_path / "runs" / "zbadge" / "requests").iterdir())
+
+
+def test_a_request_left_from_before_does_not_stop_a_resumed_run(job: Callable[..., dict[str, Any]]) -> None:
+    outcome, _ = run(job(training={"max_train_steps": 1}))
+    folder = RunFolder(outcome.run_folder)
+    folder.request("stop")
+    assert resume(folder, JobControl(), max_train_steps=2).reason == "completed"
 
 
 def test_stop_while_pictures_are_encoded_trains_nothing(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
