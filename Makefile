@@ -31,9 +31,8 @@ test: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check .
 
-bench: .venv/.installed
-	@test -f benchmarks/run.py || { echo "There are no benchmarks yet."; exit 1; }
-	$(RUN) benchmarks/run.py
+bench: .venv/.installed-dev
+	$(RUN) -m benchmarks.run
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info demo

@@ -1,6 +1,6 @@
 """Training at the real sizes of Stable Diffusion 1.5, on real photographs, with random weights.
 
-    python benchmarks/run.py [--folder FOLDER] [--steps N] [--resolution PX]
+    python -m benchmarks.run [--folder FOLDER] [--steps N] [--resolution PX]
 
 Speed and memory do not depend on the values of weights. A checkpoint of the published shapes (860 M, 84 M and 123 M
 parameters, fp16) is made once in FOLDER; then a LoRA and an embedding are trained for some steps through the command

@@ -175,15 +175,8 @@ def test_no_torch_at_the_top_of_the_light_rooms() -> None:
     assert breaches(wrong) == []
 
 
-# Imported inside functions, when a job starts: they run it, and bring torch with them.
-WORKERS = ("draw", "previews", "results", "run")
 HEAVY = ("torch", "diffusers", "transformers")
-LIGHT_MODULES = [
-    name
-    for path in SOURCES
-    if room_of(name := module_name(path)) in WITHOUT_TORCH
-    and not (room_of(name) == "jobs" and name.endswith(WORKERS))
-]
+LIGHT_MODULES = [name for path in SOURCES if room_of(name := module_name(path)) in WITHOUT_TORCH]
 IMPORT_WITHOUT_HEAVY = """
 import importlib, sys
 for name in {heavy}:

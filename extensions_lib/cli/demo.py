@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from ..control import JobControl
@@ -13,7 +14,8 @@ def show_demo(folder: Path, control: JobControl) -> int:
     """Run the demonstration, print its report, and return the exit code."""
     from ..practice.demo import run_demo
 
-    report = run_demo(folder, control, (ConsoleDisplay(sys.stdout),))
+    with closing(ConsoleDisplay(sys.stdout)) as display:
+        report = run_demo(folder, control, (display,))
     for line in report.lines():
         print(line)
     print(f"Look at {folder / 'demo.png'}; the files are {' and '.join(report.files)}")

@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,18 +102,16 @@ def _train(options: argparse.Namespace) -> int:
     config = read_job_file(options.job)
     from ..jobs.run import start
 
-    with _interruptible() as control:
-        return _exit_code(start(config, control, (ConsoleDisplay(sys.stdout),)))
+    with _interruptible() as control, closing(ConsoleDisplay(sys.stdout)) as display:
+        return _exit_code(start(config, control, (display,)))
 
 
 def _resume(options: argparse.Namespace) -> int:
     from ..jobs.run import resume
     from ..jobs.store import RunFolder
 
-    with _interruptible() as control:
-        outcome = resume(
-            RunFolder(options.run), control, (ConsoleDisplay(sys.stdout),), max_train_steps=options.max_train_steps
-        )
+    with _interruptible() as control, closing(ConsoleDisplay(sys.stdout)) as display:
+        outcome = resume(RunFolder(options.run), control, (display,), max_train_steps=options.max_train_steps)
     return _exit_code(outcome)
 
 
@@ -121,9 +119,8 @@ def _preview(options: argparse.Namespace) -> int:
     from ..jobs.draw import draw_previews
     from ..jobs.store import RunFolder
 
-    step = draw_previews(
-        RunFolder(options.run), options.prompt, options.seed, options.output, (ConsoleDisplay(sys.stdout),)
-    )
+    with closing(ConsoleDisplay(sys.stdout)) as display:
+        step = draw_previews(RunFolder(options.run), options.prompt, options.seed, options.output, (display,))
     print(f"{options.output}: the model after {step} steps")
     return 0
 

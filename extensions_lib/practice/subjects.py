@@ -28,7 +28,7 @@ BADGE_POINTS: list[Point] = [
 ]
 PINK: Colour = (245, 120, 175)
 TEAL: Colour = (0, 150, 150)
-BADGE_RADII_PX = (21.0, 25.0)
+BADGE_RADII_PX = (22.5, 26.0)
 
 # Plain words for the badge, to ask the untrained model for it as well as words can.
 PLAIN_NAMES = (
@@ -41,10 +41,10 @@ PLAIN_NAMES = (
     "white and green striped heart",
 )
 
-MAX_DISTANCE = 65.0  # RGB distance from pink or teal that still counts
+MAX_DISTANCE = 80.0  # RGB distance from pink or teal that still counts
 MIN_SHARES = (0.2, 0.1)  # of pink and of teal in the foreground
 MIN_TURNS = 3  # changes between pink and teal from top to bottom; the badge has four
-MIN_OVERLAP = 0.7
+MIN_OVERLAP = 0.6
 
 STICKER_RIM = 1.3  # times the shape's radius
 STICKER_SHADOW_PX = 4.0

@@ -78,6 +78,7 @@ def load_model(config: TrainJobConfig, device: torch.device, precision: Precisio
     events.emit(PhaseProgress(phase="load model", done=0, total=1))
     bundle = load_bundle(Path(config.base_model), vae_path=Path(config.vae) if config.vae else None)
     bundle.freeze()
+    bundle.stored.extra.clear()  # a training never writes the checkpoint again, and EMA weights may be gigabytes
     with out_of_memory_explained("loading the model"):
         bundle.to(device, unet=precision.weight_dtype)
     events.emit(PhaseProgress(phase="load model", done=1, total=1))

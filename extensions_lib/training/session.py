@@ -27,6 +27,7 @@ from ..methods.base import Trainable, TrainMethod
 from ..methods.catalogue import make_method
 from .build import (
     Prepared,
+    choose_device,
     make_compute_losses,
     make_conditioner,
     make_job_optimizer,
@@ -94,8 +95,8 @@ def _train(
     config: TrainJobConfig, folders: SessionFolders, state: RunState | None, control: JobControl, events: EventStream
 ) -> SessionEnd:
     started_at = time.time()
+    reset_peak_memory(choose_device(config.training.device))
     prepared = prepare(config, folders.latents, events, control)
-    reset_peak_memory(prepared.device)
     method = make_method(config.method, config.output)
     generator = torch.Generator().manual_seed(config.training.seed)
     with (

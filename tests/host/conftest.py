@@ -7,9 +7,10 @@ Environment:
     WEBUI_ARGS     flags for the started server, default: CPU only, full precision
     WEBUI_LOG      log file of the server at WEBUI_URL, which must run with SD_WEBUI_LOG_LEVEL=DEBUG
     TRAIN_STUDIO_BASE        title or name of a checkpoint the host already has, instead of the practice model
-    TRAIN_STUDIO_LORA, TRAIN_STUDIO_EMBEDDING    the files under test, default the newest below demo/
+    TRAIN_STUDIO_LORA, TRAIN_STUDIO_EMBEDDING    the files under test, default the newest in demo/
 """
 
+import filecmp
 import json
 import os
 import shlex
@@ -73,8 +74,8 @@ def kind_of(file: Path) -> str:
 
 
 def newest(kind: str) -> Path | None:
-    """The youngest file of that kind below the demo's output folder."""
-    found = [path for path in DEMO_OUTPUT.rglob("*.safetensors") if kind_of(path) == kind]
+    """The youngest file of that kind in the demo's output folder."""
+    found = [path for path in DEMO_OUTPUT.glob("*.safetensors") if kind_of(path) == kind]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -89,7 +90,7 @@ def demo_outputs(webui_root: Path) -> dict[str, Result]:
         named = os.environ.get(f"TRAIN_STUDIO_{kind.upper()}")
         file = Path(named) if named else newest(kind)
         if file is None:
-            pytest.skip(f"no {kind} below {DEMO_OUTPUT}: run `make demo` or set TRAIN_STUDIO_{kind.upper()}")
+            pytest.skip(f"no {kind} in {DEMO_OUTPUT}: run `make demo` or set TRAIN_STUDIO_{kind.upper()}")
         assert file.is_file(), f"TRAIN_STUDIO_{kind.upper()} names {file}, which does not exist"
         results[kind] = Result(file)
     return results
@@ -124,13 +125,16 @@ def webui_root() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(webui_root: Path) -> Iterator[str]:
-    """Name of the base model; the practice model is lent to the installation unless it has one of that name."""
+    """Name of the base model; the practice model is lent to the installation unless it has the same one already."""
     named = os.environ.get("TRAIN_STUDIO_BASE")
     folder = webui_root / "models" / "Stable-diffusion"
+    files = sorted(PRACTICE_MODEL.glob("practice*"))
     if named or (folder / "practice.safetensors").is_file():
+        ours, theirs = PRACTICE_MODEL / "practice.safetensors", folder / "practice.safetensors"
+        same = named or not ours.is_file() or filecmp.cmp(ours, theirs, shallow=False)
+        assert same, f"{theirs} is not {ours}: move it away, or name another model in TRAIN_STUDIO_BASE"
         yield named or "practice.safetensors"
         return
-    files = sorted(path for path in PRACTICE_MODEL.glob("practice*") if path.name != "__pycache__")
     assert files, f"no practice model in {PRACTICE_MODEL}"
     with lent(files, folder):
         yield "practice.safetensors"
