@@ -23,7 +23,7 @@ from .base import Exported, ParamGroup, Trainable, TrainMethod, Verified
 
 UNET_BLOCKS = ("Transformer2DModel",)
 UNET_CONV_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-TEXT_ENCODER_BLOCKS = ("CLIPAttention", "CLIPMLP")
+TEXT_ENCODER_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "dataset": {"trigger_word": "badge"},
         "method": {"kind": "lora", "rank": 16, "alpha": 16.0, "train_text_encoder": True},
         "optimizer": {"learning_rate": 2e-3},
-        "training": {"max_train_steps": 240, "train_batch_size": 4, "loss_weighting": "none"},
+        "training": {"max_train_steps": 240, "train_batch_size": 8, "loss_weighting": "none"},
     },
     "practice-badge": {
         "method": {"kind": "textual_inversion", "vectors_per_token": 8, "initializer_text": "striped circle"},

@@ -31,13 +31,14 @@ COLOURS: dict[str, Colour] = {
     "white": (245, 245, 245),
 }
 BACKGROUNDS: dict[str, Colour] = {**COLOURS, "gray": (135, 135, 135)}
-RADII_PX = {"small": (15.0, 16.5), "medium": (19.0, 21.0), "large": (24.0, 26.0)}
+RADII_PX = {"small": (17.0, 18.5), "medium": (20.5, 22.0), "large": (24.0, 26.0)}
 
 NUM_STRIPES = 5
 OUTLINE_FRACTION = 0.2  # of the radius
 MARGIN_PX = 3.0
+SHIFT_PX = 5.0
 SHADE_JITTER = 10
-TILT_DEGREES = 8.0
+TILT_DEGREES = 6.0
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ class Pose:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene whose neighbouring colours differ; half of them plain, the others striped, outlined or both."""
+    """A scene whose neighbouring colours differ; most of them plain, the others striped, outlined or both."""
     palette = list(COLOURS)
     colour, stripe, outline = rng.sample(palette, 3)
     background = rng.choice([name for name in BACKGROUNDS if name not in (colour, stripe, outline)])
-    kind = rng.choices(("plain", "striped", "outlined", "both"), (50, 20, 15, 15))[0]
+    kind = rng.choices(("plain", "striped", "outlined", "both"), (60, 20, 10, 10))[0]
     return Scene(
         shape=rng.choice(SHAPES),
         colour=colour,
@@ -80,9 +81,9 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def random_pose(rng: random.Random, radii_px: tuple[float, float]) -> Pose:
-    """A pose with a radius from `radii_px` that keeps the shape at least MARGIN_PX from the picture's edge."""
+    """A pose with a radius from `radii_px`, at most SHIFT_PX off the centre and MARGIN_PX or more from the edge."""
     radius = rng.uniform(*radii_px)
-    reach = max(RESOLUTION_PX / 2 - radius - MARGIN_PX, 0.0)
+    reach = min(RESOLUTION_PX / 2 - radius - MARGIN_PX, SHIFT_PX)
     centre = RESOLUTION_PX / 2
     return Pose(
         x=centre + rng.uniform(-reach, reach),

@@ -22,7 +22,7 @@ GRID_NAME = "grid.png"
 
 
 def no_boundary() -> None:
-    """For pictures between steps: they are short, and a stop is read at the next step."""
+    """For drawing outside a job, where nothing can ask it to stop."""
 
 
 def prompts_for(config: TrainJobConfig, pictures: PicturesAndCaptions) -> tuple[PreviewPrompt, ...]:

@@ -13,7 +13,7 @@ import torch
 
 from ..config.job import TrainJobConfig
 from ..control import JobControl
-from ..errors import ExtensionError, OutputError, TrainingError
+from ..errors import ExtensionError, JobStopped, OutputError, TrainingError
 from ..events import (
     CheckpointSaved,
     EventStream,
@@ -41,7 +41,7 @@ from .loop import Actions, Every, TrainingLoop
 from .memory import reset_peak_memory
 from .optimizer_state import load_optimizer_state, optimizer_state_tensors
 from .precision import make_grad_scaler
-from .previews import Previewer, no_boundary, prompts_for
+from .previews import Previewer, prompts_for
 from .results import ResultWriter, check_output, check_room
 from .run_state import RunState, load_newest, save_state
 from .threads import choose_num_threads, num_threads
@@ -145,7 +145,7 @@ class _Session:
         self.trainable, self.control, self.events = trainable, control, events
         training = config.training
         prompts = prompts_for(config, prepared.train)
-        self.previewer = Previewer(config, prepared.bundle, trainable, prompts, folders.previews, no_boundary)
+        self.previewer = Previewer(config, prepared.bundle, trainable, prompts, folders.previews, control.boundary)
         self.writer = ResultWriter(config, method, prepared, trainable, started_at, self.previewer.newest_png)
         self.ema = (
             ParameterEma(dict(trainable.module.named_parameters()), training.ema_decay) if training.ema_decay else None
@@ -244,10 +244,12 @@ class _Session:
         return path
 
     def preview(self, step: int) -> None:
-        """Draw the previews; a failure is a warning, the training goes on."""
+        """Draw the previews; a failure is a warning, the training goes on. A stop ends the drawing."""
         try:
             with self._averaged():
                 path, grid = self.previewer.draw(step)
+        except JobStopped:
+            return
         except (ExtensionError, RuntimeError, OSError) as error:
             self.events.emit(Warned(text=f"No preview after step {step}: {error}"))
             return

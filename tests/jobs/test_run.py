@@ -36,6 +36,7 @@ from extensions_lib.events import (
 from extensions_lib.formats.safetensors_io import read_header, read_tensors
 from extensions_lib.jobs.run import Outcome, resume, start
 from extensions_lib.jobs.store import RunFolder
+from extensions_lib.training.precision import cpu_has_bf16
 from extensions_lib.training.run_state import load_newest
 
 LORA = {"kind": "lora", "rank": 2, "alpha": 2.0, "layer_filter": "attn2", "train_text_encoder": False}
@@ -270,6 +271,19 @@ def test_stop_while_pictures_are_encoded_trains_nothing(job: Callable[..., dict[
     assert ended.reason == "completed"
 
 
+def test_stop_while_a_preview_is_drawn_ends_the_drawing(job: Callable[..., dict[str, Any]]) -> None:
+    control = JobControl()
+    events: list[Event] = []
+    listeners = (
+        events.append,
+        lambda event: control.request_stop() if isinstance(event, TrainingStarted) else None,
+    )
+    outcome = start(load(job(preview={"enabled": True, "prompts": ["a [name]"]})), control, listeners)
+    assert (outcome.reason, outcome.step) == ("stopped", 0)
+    assert not of(events, PreviewReady)
+    assert not of(events, Warned)
+
+
 def test_an_existing_result_is_never_replaced_unasked(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "zbadge.safetensors"
@@ -385,7 +399,25 @@ def test_a_failed_preview_is_a_warning(job: Callable[..., dict[str, Any]], monke
     assert not of(events, PreviewReady)
 
 
-def test_default_precision_of_a_job_is_remembered(job: Callable[..., dict[str, Any]]) -> None:
+def test_gradient_checkpointing_changes_no_loss(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    steps = {"max_train_steps": 3}
+    plain, _ = run(job(method=LORA_EVERYTHING, training=steps, output=elsewhere(tmp_path, "plain")))
+    checkpointed, _ = run(job(method=LORA_EVERYTHING, training={**steps, "gradient_checkpointing": True}))
+    assert losses(checkpointed.run_folder) == pytest.approx(losses(plain.run_folder), rel=1e-5)
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bf16 instructions")
+def test_bf16_trains_float32_parameters(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    steps = {"max_train_steps": 3}
+    precise, _ = run(job(training=steps, output=elsewhere(tmp_path, "plain")))
+    halved, _ = run(job(training={**steps, "mixed_precision": "bf16"}))
+    assert losses(halved.run_folder) == pytest.approx(losses(precise.run_folder), rel=0.05)
+    assert losses(halved.run_folder) != losses(precise.run_folder)
+    tensors = load_newest(halved.run_folder / "state").tensors["trainable"]
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_the_run_folder_remembers_the_job(job: Callable[..., dict[str, Any]]) -> None:
     config: TrainJobConfig = load(job())
     outcome, _ = run(job())
     assert RunFolder(outcome.run_folder).config() == config

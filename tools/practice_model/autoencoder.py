@@ -104,16 +104,26 @@ def show_reconstructions(vae: Any, path: Path) -> None:
     sheet([p for pair in zip(pictures, decoded, strict=True) for p in pair], 12).save(path)
 
 
+def latent_scale(vae: Any, path: Path) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (4,) of the world's latents before scaling, measured once and kept in `path`."""
+    if not path.exists():
+        rng = random.Random("scale")
+        latents = encode(vae, [drawing.random_picture(rng)[0] for _ in range(1024)])
+        save_atomically({"mean": latents.mean(dim=(0, 2, 3)), "deviation": latents.std(dim=(0, 2, 3))}, path)
+    scale = torch.load(path, weights_only=True)
+    return scale["mean"], scale["deviation"]
+
+
 @torch.no_grad()
-def fold_scale(vae: Any, latents: Tensor) -> None:
-    """Shift and scale the latent space so that latents (B, 4, H, W) times SCALE_FACTOR have mean 0 and deviation 1."""
-    mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)) * SCALE_FACTOR
+def fold_scale(vae: Any, mean: Tensor, deviation: Tensor) -> None:
+    """Shift and scale the latent space (4,), so that latents times SCALE_FACTOR have mean 0 and deviation 1."""
+    factor = deviation * SCALE_FACTOR
     quant, post = vae.quant_conv, vae.post_quant_conv
     post.bias += post.weight[:, :, 0, 0] @ mean
-    post.weight *= deviation[None, :, None, None]
-    quant.bias[:4] = (quant.bias[:4] - mean) / deviation
-    quant.weight[:4] /= deviation[:, None, None, None]
-    quant.bias[4:] -= 2 * deviation.log()
+    post.weight *= factor[None, :, None, None]
+    quant.bias[:4] = (quant.bias[:4] - mean) / factor
+    quant.weight[:4] /= factor[:, None, None, None]
+    quant.bias[4:] -= 2 * factor.log()
 
 
 def load_vae(out: Path) -> Any:
@@ -121,8 +131,7 @@ def load_vae(out: Path) -> Any:
     path = out / "decoder.pt" if (out / "decoder.pt").exists() else out / "vae.pt"
     vae = new_vae()
     vae.load_state_dict(torch.load(path, weights_only=True)["vae"])
-    rng = random.Random("scale")
-    fold_scale(vae, encode(vae, [drawing.random_picture(rng)[0] for _ in range(1024)]))
+    fold_scale(vae, *latent_scale(vae, out / "scale.pt"))
     return vae.eval().requires_grad_(False)
 
 
