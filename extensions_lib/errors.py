@@ -102,11 +102,13 @@ OUT_OF_MEMORY_SIGNS = (
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a foreign error says that a device or the machine has too little memory.
 
-    Known by its text, as torch has a class of its own only for CUDA, and so that this module needs no torch.
+    Torch has a class of its own for CUDA only; that one is known by its name, so that this module needs no torch.
     """
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 class DiskFullError(TrainingError):

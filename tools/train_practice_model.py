@@ -1,11 +1,14 @@
 """Make the practice model: draw a world, train a small Stable Diffusion 1 on it, and write one checkpoint.
 
-    python tools/train_practice_model.py vae        autoencoder           (12 minutes on two cores)
-    python tools/train_practice_model.py latents    encode the pictures   (2 minutes)
-    python tools/train_practice_model.py unet       UNet and text encoder (70 minutes)
-    python tools/train_practice_model.py export     practice.safetensors and practice.yaml
-    python tools/train_practice_model.py score      draw 200 prompts and judge them from their pixels
-    python tools/train_practice_model.py subjects   the two practice subjects
+    python tools/train_practice_model.py vae --minutes 16     autoencoder
+    python tools/train_practice_model.py latents              encode the pictures
+    python tools/train_practice_model.py unet --minutes 56    UNet and text encoder
+    python tools/train_practice_model.py decoder --minutes 6  the autoencoder's decoder alone, once more
+    python tools/train_practice_model.py models               averaged weights as three diffusers files
+    python tools/train_practice_model.py export               practice.safetensors, practice.yaml, practice-clip
+    python tools/train_practice_model.py score                draw 200 prompts and judge them from their pixels
+    python tools/train_practice_model.py curve --target FILE  the loss as a picture
+    python tools/train_practice_model.py subjects             the two practice subjects
 
 Every command reads and writes `--out` and can be interrupted and started again: it continues where it was.
 Training is planned in minutes, not steps: the learning rate follows the share of the time that is used up.

@@ -38,16 +38,27 @@ NUM_SEEDS = 50
 FIRST_SEED = 1000
 SEEDS_PER_BATCH = 10
 
+# float32: layers this narrow gain nothing from bf16. Rates are higher than for a real model, whose weights are smaller.
 JOBS: dict[str, dict[str, Any]] = {
     "practice-badge-lora": {
         "dataset": {"trigger_word": "badge"},
-        "method": {"kind": "lora", "rank": 16, "alpha": 16.0, "train_text_encoder": True},
-        "optimizer": {"learning_rate": 2e-3},
-        "training": {"max_train_steps": 240, "train_batch_size": 8, "loss_weighting": "none"},
+        "method": {
+            "kind": "lora",
+            "rank": 16,
+            "alpha": 16.0,
+            "train_text_encoder": True,
+            "text_encoder_learning_rate": 1e-3,
+        },
+        "optimizer": {"learning_rate": 4e-3},
+        "training": {"max_train_steps": 400, "train_batch_size": 8, "loss_weighting": "none"},
     },
     "practice-badge": {
-        "method": {"kind": "textual_inversion", "vectors_per_token": 8, "initializer_text": "striped circle"},
-        "optimizer": {"learning_rate": 1e-2},
+        "method": {
+            "kind": "textual_inversion",
+            "vectors_per_token": 12,
+            "initializer_text": "white and green striped heart",
+        },
+        "optimizer": {"learning_rate": 2e-2},
         "training": {"max_train_steps": 240, "train_batch_size": 8},
     },
 }

@@ -1,7 +1,8 @@
 """The two practice subjects: a badge and a drawing style that the practice model has never seen.
 
 The badge is an object (a shield with pink and teal stripes), the sticker style a way to draw the world's
-shapes (white rim, dark shadow, diagonally banded background). Captions are plain: the trainer adds the trigger word.
+shapes (white rim, dark shadow, diagonally banded background). Captions are plain words; `[name]` stands where the
+trigger word belongs.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def _badge_silhouette() -> np.ndarray:
 
 def _badge_example(rng: random.Random, background: str) -> Example:
     picture = draw_badge(background, drawing.random_pose(rng, BADGE_RADII_PX))
-    return picture, f"a badge on {drawing.with_article(background)} background"
+    return picture, f"a [name] on {drawing.with_article(background)} background"
 
 
 def _sticker_example(rng: random.Random, shape: str) -> Example:

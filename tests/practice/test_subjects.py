@@ -93,7 +93,9 @@ def test_the_pictures_that_ship_are_the_ones_drawn_here(tmp_path):
             )
 
 
-def test_captions_are_plain_words():
-    for folder in (BADGE_FOLDER, STICKER_FOLDER):
+def test_captions_name_the_badge_by_its_place_and_everything_else_by_plain_words():
+    for folder, has_name in ((BADGE_FOLDER, True), (STICKER_FOLDER, False)):
         for path in folder.rglob("*.txt"):
-            assert "[" not in path.read_text() and path.read_text().endswith(" background\n")
+            caption = path.read_text(encoding="ascii")
+            assert caption.startswith("a [name] on ") == has_name
+            assert caption.count("[") == has_name and caption.endswith(" background\n")
