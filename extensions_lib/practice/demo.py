@@ -28,6 +28,7 @@ from ..preview.grid import Row, render_grid
 from ..preview.sampler import sample_images
 from ..training.build import PicturesAndCaptions, Prepared, make_conditioner, prepare, validation_loss
 from ..training.previews import no_boundary, png_bytes
+from ..training.threads import num_threads
 from . import BADGE_FOLDER, practice_checkpoint
 from .subjects import PLAIN_NAMES, subject_found
 
@@ -38,7 +39,8 @@ NUM_SEEDS = 50
 FIRST_SEED = 1000
 SEEDS_PER_BATCH = 10
 
-# float32: layers this narrow gain nothing from bf16. Rates are higher than for a real model, whose weights are smaller.
+# Layers this narrow are slower in bf16 and on two threads. Rates are higher than a real model would bear.
+NUM_THREADS = 1
 JOBS: dict[str, dict[str, Any]] = {
     "practice-badge-lora": {
         "dataset": {"trigger_word": "badge"},
@@ -106,7 +108,8 @@ def run_demo(folder: Path, control: JobControl, listeners: Sequence[Listener] = 
         raise JobStopped(
             "The demonstration was stopped.", "What was trained so far is saved; start it again to see the end."
         )
-    report, sheet = measure(list(configs.values()), outcomes)
+    with num_threads(NUM_THREADS):
+        report, sheet = measure(list(configs.values()), outcomes)
     write_bytes_atomic(folder / "demo.png", png_bytes(sheet), overwrite=True)
     text = json.dumps(dataclasses.asdict(report), indent=2)
     write_bytes_atomic(folder / "demo.json", text.encode(), overwrite=True)
@@ -126,6 +129,7 @@ def demo_job(name: str, folder: Path) -> TrainJobConfig:
                     "resolution_px": RESOLUTION_PX,
                     "caption_template": "[filewords]",
                 },
+                "training": {"mixed_precision": "fp32", "num_threads": NUM_THREADS},
                 "preview": {
                     "prompts": [
                         {"prompt": f"a [name] on a {background} background", "seed": 7, **SAMPLER}
