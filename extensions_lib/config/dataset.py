@@ -42,6 +42,7 @@ class DatasetConfig:
     )
     shuffle_tags: bool = option(False, help="Shuffle comma-separated tags each time a caption is used.")
     keep_first_tags: int = option(1, help="How many leading tags stay in place when shuffling.", min=0, max=100)
+    tag_dropout_rate: float = option(0.0, help="Share of the other tags left out each time.", min=0.0, max=1.0)
     caption_dropout_rate: float = option(0.0, help="Share of captions replaced by the empty text.", min=0.0, max=1.0)
     flip: bool = option(False, help="Mirror pictures at random. Wrong for faces with a parting and for text.")
     use_alpha_masks: bool = option(False, help="Learn mainly from the opaque part of pictures with transparency.")

@@ -135,6 +135,7 @@ def _captions(config: TrainJobConfig) -> CaptionMaker:
         name=config.trigger_word,
         shuffle_tags=dataset.shuffle_tags,
         keep_first_tags=dataset.keep_first_tags,
+        tag_dropout=dataset.tag_dropout_rate,
         caption_dropout=dataset.caption_dropout_rate,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,17 @@ FIRST_CUDA_MAJOR_WITH_BF16 = 8
 
 @dataclass(frozen=True)
 class Precision:
-    """`weight_dtype` of the frozen parts, `autocast_dtype` of the computation (None: as stored), and whether small
-    gradients must be scaled up lest they vanish."""
+    """`weight_dtype` of the frozen UNet and of what is computed in it, and whether small gradients must be scaled up
+    lest they vanish."""
 
     name: str
     weight_dtype: torch.dtype
-    autocast_dtype: torch.dtype | None
     needs_scaler: bool
 
-    def autocast(self, device: torch.device | str) -> AbstractContextManager[Any]:
-        """The context to run the forward pass in."""
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(torch.device(device).type, dtype=self.autocast_dtype)
 
-
-FP32 = Precision("fp32", torch.float32, None, needs_scaler=False)
-BF16 = Precision("bf16", torch.bfloat16, torch.bfloat16, needs_scaler=False)
-FP16 = Precision("fp16", torch.float16, torch.float16, needs_scaler=True)
+FP32 = Precision("fp32", torch.float32, needs_scaler=False)
+BF16 = Precision("bf16", torch.bfloat16, needs_scaler=False)
+FP16 = Precision("fp16", torch.float16, needs_scaler=True)
 
 
 def choose_precision(request: str, device: torch.device | str) -> Precision:
