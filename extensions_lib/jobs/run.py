@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config.job import TrainJobConfig
 from ..control import JobControl
 from ..errors import ExtensionError, JobStopped, TrainingError
-from ..events import CheckpointSaved, EventStream, Listener, TrainingFailed, TrainingFinished
+from ..events import EventStream, Listener, TrainingFailed, TrainingFinished
 from .sinks import JsonlSink
 from .store import RunFolder, create_run_folder
 
@@ -48,9 +48,8 @@ def resume(
     if max_train_steps is not None:
         training = dataclasses.replace(config.training, max_train_steps=max_train_steps)
         config = dataclasses.replace(config, training=training)
-    own_results = frozenset(Path(event.path) for event in folder.events() if isinstance(event, CheckpointSaved))
     _refuse_finished(folder, completed_steps(folder.state), config.training.max_train_steps)
-    check_before_start(config, own_results)
+    check_before_start(config, folder.path)
     folder.write_config(config)
     return _run(folder, config, control, listeners)
 

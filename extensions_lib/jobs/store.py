@@ -2,6 +2,7 @@
 
 job.json       the settings, defaults filled in
 events.jsonl   every event, in order
+results.txt    the result files that are this run's own
 state/         what a crash is resumed from
 previews/      one picture a step and prompt, and grid.png
 requests/      files another process makes: save, preview, pause, resume, stop, discard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -22,6 +23,7 @@ from ..methods.base import Trainable, TrainMethod, Verified
 from .build import Prepared
 
 SPARE_BYTES = 16 * 2**20
+CLAIMS_NAME = "results.txt"
 
 
 def result_path(config: TrainJobConfig, method: TrainMethod, step: int | None) -> Path:
@@ -55,6 +57,29 @@ def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Pa
         raise OutputError(f"{foreign[0]} exists already.", "Choose another name, or set output.overwrite = true.")
 
 
+def claimed_results(run_folder: Path) -> frozenset[Path]:
+    """The results that a run has written or was about to write when it ended."""
+    file = run_folder / CLAIMS_NAME
+    return frozenset(map(Path, file.read_text(encoding="utf-8").splitlines())) if file.exists() else frozenset()
+
+
+def claim_result(run_folder: Path, path: Path, *, overwrite: bool) -> None:
+    """Note, before it is written, that `path` is this run's own, so that a crash on the way does not disown it.
+
+    Raises OutputError when a file of that name appeared meanwhile and `overwrite` is not asked for.
+    """
+    if path in claimed_results(run_folder):
+        return
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} appeared while this job ran.", "Move it away and resume the run; its state is saved."
+        )
+    with (run_folder / CLAIMS_NAME).open("a", encoding="utf-8") as file:
+        file.write(f"{path}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def check_room(config: TrainJobConfig, trainable: Trainable, run_folder: Path) -> None:
     """Raises DiskFullError when the result or two states of the run would not fit on their disks."""
     num_bytes = 4 * sum(parameter.numel() for parameter in trainable.parameters())
@@ -76,12 +101,14 @@ class ResultWriter:
     method: TrainMethod
     prepared: Prepared
     trainable: Trainable
+    run_folder: Path
     started_at: float
     preview_png: Callable[[], bytes | None]
 
     def write(self, step: int, *, is_final: bool) -> tuple[Path, Verified]:
         """The result after `step` steps, read again and compared. An earlier file of this run is replaced."""
         path = result_path(self.config, self.method, None if is_final else step)
+        claim_result(self.run_folder, path, overwrite=self.config.output.overwrite)
         exported = self.method.export(self.trainable, self._info(path.stem, step))
         if exported.payload is not None:
             write_bytes_atomic(path, exported.payload, overwrite=True)

@@ -42,7 +42,7 @@ from .memory import reset_peak_memory
 from .optimizer_state import load_optimizer_state, optimizer_state_tensors
 from .precision import make_grad_scaler
 from .previews import Previewer, prompts_for
-from .results import ResultWriter, check_output, check_room
+from .results import ResultWriter, check_output, check_room, claimed_results
 from .run_state import RunState, load_newest, save_state
 from .threads import choose_num_threads, num_threads
 
@@ -68,8 +68,9 @@ class SessionEnd:
     path: Path | None
 
 
-def check_before_start(config: TrainJobConfig, own_results: frozenset[Path] = frozenset()) -> None:
-    """What can be told without loading anything. Raises OutputError or ConfigError."""
+def check_before_start(config: TrainJobConfig, run_folder: Path | None = None) -> None:
+    """What can be told without loading anything; `run_folder` is that of a resumed run. Raises ExtensionError."""
+    own_results = claimed_results(run_folder) if run_folder else frozenset()
     check_output(config, make_method(config.method, config.output), own_results)
     make_learning_rates(config)
 
@@ -146,7 +147,9 @@ class _Session:
         training = config.training
         prompts = prompts_for(config, prepared.train)
         self.previewer = Previewer(config, prepared.bundle, trainable, prompts, folders.previews, control.boundary)
-        self.writer = ResultWriter(config, method, prepared, trainable, started_at, self.previewer.newest_png)
+        self.writer = ResultWriter(
+            config, method, prepared, trainable, folders.run, started_at, self.previewer.newest_png
+        )
         self.ema = (
             ParameterEma(dict(trainable.module.named_parameters()), training.ema_decay) if training.ema_decay else None
         )

@@ -296,6 +296,37 @@ def test_an_existing_result_is_never_replaced_unasked(job: Callable[..., dict[st
     assert read_tensors(outcome.path)
 
 
+def test_a_crash_between_writing_and_saying_so_does_not_disown_the_result(
+    job: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extensions_lib.training import session
+
+    def crash(*arguments: object, **fields: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "CheckpointSaved", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(job(training={"max_train_steps": 2}))
+    monkeypatch.undo()
+    assert (tmp_path / "out" / "zbadge.safetensors").exists()
+    folder = RunFolder(tmp_path / "runs" / "zbadge")
+    assert resume(folder, JobControl()).reason == "completed"
+
+
+def test_a_file_that_appears_while_training_is_left_alone(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "out" / "zbadge.safetensors"
+
+    def appear(event: Event) -> None:
+        if isinstance(event, StepCompleted) and event.step == 2:
+            path.write_bytes(b"precious")
+
+    with pytest.raises(OutputError, match="appeared while this job ran"):
+        start(load(job(training={"max_train_steps": 2})), JobControl(), (appear,))
+    assert path.read_bytes() == b"precious"
+    path.unlink()
+    assert resume(RunFolder(tmp_path / "runs" / "zbadge"), JobControl()).path == path
+
+
 def test_unwritable_output_folder_is_one_sentence_before_any_work(
     job: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
