@@ -26,9 +26,9 @@ from ..events import EventStream, PhaseProgress, Warned
 from ..methods.base import Trainable
 from ..models.bundle import ModelBundle
 from ..models.load import load_bundle
+from .actions import MicroBatch
 from .conditioning import TextConditioner
 from .denoising import Denoiser, LossSettings, NoiseSettings, fixed_noise_loss
-from .loop import MicroBatch
 from .lr_schedule import Schedule, make_schedule, make_text_schedule, parse_lr_text
 from .memory import out_of_memory_explained
 from .optimizer import make_optimizer

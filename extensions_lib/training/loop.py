@@ -23,42 +23,9 @@ from torch import Tensor
 from ..control import JobControl
 from ..errors import NonFiniteLossError
 from ..events import EventStream, PauseChanged, StepCompleted
+from .actions import Actions, MicroBatch
 from .memory import out_of_memory_explained, peak_memory_gib
 from .optimizer import learning_rate_of, set_learning_rate
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What `compute_losses` gives: losses (B,) with gradient, their weights (B,), and the pictures' names."""
-
-    losses: Tensor
-    weights: Tensor
-    names: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Every:
-    """Due at multiples of `steps`; 0 is never. The last step is left to the end of the run."""
-
-    steps: int
-
-    def due(self, step: int) -> bool:
-        """Whether `step` completed steps make it due."""
-        return self.steps > 0 and step % self.steps == 0
-
-
-@dataclass(frozen=True)
-class Actions:
-    """What happens between steps; each gets the number of completed steps."""
-
-    save: Callable[[int], None]
-    save_state: Callable[[int], None]
-    preview: Callable[[int], None]
-    validate: Callable[[int], None]
-    save_every: Every
-    state_every: Every
-    preview_every: Every
-    validate_every: Every
 
 
 @dataclass

@@ -25,6 +25,7 @@ from ..events import (
 )
 from ..methods.base import Trainable, TrainMethod
 from ..methods.catalogue import make_method
+from .actions import Actions, Every
 from .build import (
     Prepared,
     choose_device,
@@ -37,7 +38,7 @@ from .build import (
 )
 from .conditioning import TextConditioner
 from .ema import ParameterEma
-from .loop import Actions, Every, TrainingLoop
+from .loop import TrainingLoop
 from .memory import reset_peak_memory
 from .optimizer_state import load_optimizer_state, optimizer_state_tensors
 from .precision import make_grad_scaler

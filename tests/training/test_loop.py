@@ -8,7 +8,8 @@ from torch import Tensor
 from extensions_lib.control import JobControl
 from extensions_lib.errors import NonFiniteLossError, OutOfMemoryError
 from extensions_lib.events import Event, EventStream, PauseChanged, StepCompleted
-from extensions_lib.training.loop import Actions, Every, MicroBatch, TrainingLoop
+from extensions_lib.training.actions import Actions, Every, MicroBatch
+from extensions_lib.training.loop import TrainingLoop
 from extensions_lib.training.optimizer import make_optimizer
 
 TARGETS = (1.0, 3.0, -2.0, 5.0)
