@@ -10,7 +10,7 @@
     python tools/train_practice_model.py curve --target FILE  the loss as a picture
     python tools/train_practice_model.py subjects             the two practice subjects
 
-Every command reads and writes `--out` and can be interrupted and started again: it continues where it was.
+Set PYTHONPATH=. first. Every command reads and writes `--out`, and continues where it was interrupted.
 Training is planned in minutes, not steps: the learning rate follows the share of the time that is used up.
 """
 
