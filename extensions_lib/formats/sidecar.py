@@ -6,6 +6,7 @@ What a user wrote or chose there is never changed.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from .atomic import write_bytes_atomic
@@ -26,13 +27,14 @@ def write_sidecars(
     preferred_weight: float = 0.0,
     negative_text: str = "",
     preview_png: bytes | None = None,
+    own: Collection[Path] = (),
 ) -> list[Path]:
     """Write or complete the sidecars of `artefact` and return those written.
 
     `kind` is 'lora' or 'embedding' (whose card has no prompt fields); `sd_version` 'SD1', 'SD2', 'SDXL' or 'Unknown';
     `preferred_weight` 0 leaves it to the WebUI. Empty fields are left out, fields already in the `.json` stay as they
-    are, and so does any preview picture. Raises ValueError for another kind; OutputError, DiskFullError as
-    `write_bytes_atomic`.
+    are, and so does any preview picture but one of `own`, those the caller wrote before. Raises ValueError for another
+    kind; OutputError, DiskFullError as `write_bytes_atomic`.
     """
     if kind not in _PREVIEW_SUFFIX:
         raise ValueError(f"kind is {kind!r}; accepted: {', '.join(_PREVIEW_SUFFIX)}")
@@ -45,8 +47,9 @@ def write_sidecars(
             "negative text": negative_text,
         }
     written = _complete_json(artefact.with_suffix(".json"), {key: value for key, value in fields.items() if value})
-    if preview_png is not None and not has_preview(artefact):
-        written.append(write_bytes_atomic(artefact.with_suffix(_PREVIEW_SUFFIX[kind]), preview_png))
+    picture = artefact.with_suffix(_PREVIEW_SUFFIX[kind])
+    if preview_png is not None and (picture in own or not has_preview(artefact)):
+        written.append(write_bytes_atomic(picture, preview_png, overwrite=picture in own))
     return written
 
 

@@ -119,7 +119,7 @@ class ResultWriter:
     def write_card(self, path: Path) -> None:
         """Preview picture and user metadata beside a result; what the user put there stays."""
         output, kind = self.config.output, self.method.artefact_kind
-        write_sidecars(
+        written = write_sidecars(
             path,
             kind,
             activation_text=self.config.trigger_word if kind == "lora" else "",
@@ -129,7 +129,10 @@ class ResultWriter:
             preferred_weight=output.preferred_weight,
             negative_text=output.negative_text,
             preview_png=self.preview_png(),
+            own=claimed_results(self.run_folder),
         )
+        for sidecar in written:
+            claim_result(self.run_folder, sidecar, overwrite=True)
 
     def _description(self) -> str:
         count = len(self.prepared.train.dataset.examples)

@@ -220,6 +220,20 @@ def test_a_finished_run_says_so_and_can_be_extended(job: Callable[..., dict[str,
     assert set(losses(outcome.run_folder)) == {1, 2, 3, 4}
 
 
+def test_the_card_of_an_extended_run_shows_its_newest_picture(
+    job: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    preview = {"enabled": True, "at_start": False, "prompts": [{"prompt": "a [name]", "num_steps": 2}]}
+    rates = {"learning_rate": 0.05, "lr_scheduler": "constant"}
+    outcome, _ = run(job(training={"max_train_steps": 1}, preview=preview, optimizer=rates))
+    card = tmp_path / "out" / "zbadge.png"
+    first = card.read_bytes()
+    resume(RunFolder(outcome.run_folder), JobControl(), max_train_steps=2)
+    newest = (outcome.run_folder / "previews" / "000002-0.png").read_bytes()
+    assert newest != first
+    assert card.read_bytes() == newest
+
+
 def test_discard_leaves_no_result(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     control = JobControl()
     events: list[Event] = []
