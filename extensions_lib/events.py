@@ -1,6 +1,7 @@
 """What a running job tells the world: frozen, JSON-able, never a tensor.
 
-Order within one step: StepCompleted, CheckpointSaved, PreviewReady. A preview may fail; the save has already happened.
+Order within one step: StepCompleted, CheckpointSaved, ResultPublished, PreviewReady. A preview may fail; the save has
+already happened.
 Listeners may not change the training. One that raises is logged once, with its traceback, and dropped.
 """
 
@@ -82,6 +83,16 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResultPublished(Event):
+    """The host was asked about a result file: `text` is its answer, `is_usable` whether prompts can use it now."""
+
+    step: int
+    path: str
+    text: str
+    is_usable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreviewReady(Event):
     """A picture (`path`, PNG) of what the model draws at `step`; the grid of all steps so far is `grid_path`."""
 
@@ -126,8 +137,8 @@ class TrainingFailed(Event):
 EVENT_TYPES: dict[str, type[Event]] = {
     cls.__name__: cls
     for cls in (
-        PhaseProgress, TrainingStarted, StepCompleted, ValidationMeasured, CheckpointSaved, PreviewReady, Warned,
-        PauseChanged, TrainingFinished, TrainingFailed,
+        PhaseProgress, TrainingStarted, StepCompleted, ValidationMeasured, CheckpointSaved, ResultPublished,
+        PreviewReady, Warned, PauseChanged, TrainingFinished, TrainingFailed,
     )
 }  # fmt: skip
 

@@ -1,0 +1,192 @@
+"""What is known of a job, folded from its events: the same for the page, the API and the history."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ..config.job import TrainJobConfig
+from ..events import (
+    CheckpointSaved,
+    Event,
+    PauseChanged,
+    PhaseProgress,
+    PreviewReady,
+    ResultPublished,
+    StepCompleted,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingStarted,
+    ValidationMeasured,
+    Warned,
+)
+
+# 'interrupted': the process ended in the middle of the job. 'queued' and 'interrupted' are told by the job manager.
+STATES = (
+    "queued", "preparing", "training", "paused", "completed", "stopped", "discarded", "failed", "interrupted",
+)  # fmt: skip
+ACTIVE_STATES = ("preparing", "training", "paused")
+PACE_STEPS = 20
+
+
+@dataclass(frozen=True)
+class SavedResult:
+    """A result file after `step` steps; `published` is what the host said of it, '' when it was not asked."""
+
+    step: int
+    path: str
+    num_modules: int
+    published: str = ""
+    is_usable: bool = True
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job at one moment. Times are seconds since the epoch; `curve` and `validation` hold (step, loss).
+
+    `preview_steps` are the steps with preview pictures: `<step:06d>-<prompt>.png` in the run's previews folder.
+    `version` changes whenever anything else does.
+    """
+
+    job_id: str
+    name: str
+    method: str
+    preset: str
+    base_model: str
+    trigger_word: str
+    state: str
+    max_train_steps: int
+    step: int = 0
+    phase: str = ""
+    phase_done: int = 0
+    phase_total: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    seconds_per_step: float | None = None
+    peak_memory_gib: float = 0.0
+    num_examples: int = 0
+    num_parameters: int = 0
+    started_at: float = 0.0
+    updated_at: float = 0.0
+    error: str = ""
+    hint: str = ""
+    warnings: tuple[str, ...] = ()
+    results: tuple[SavedResult, ...] = ()
+    preview_steps: tuple[int, ...] = ()
+    curve: tuple[tuple[int, float], ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()
+    version: int = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a thread works on it now."""
+        return self.state in ACTIVE_STATES
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds to the last step at the present pace; None before there is a pace."""
+        return None if self.seconds_per_step is None else self.seconds_per_step * (self.max_train_steps - self.step)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, with the time left."""
+        return {**dataclasses.asdict(self), "eta_seconds": self.eta_seconds}
+
+
+class StatusFold:
+    """Folds the events of one job, in order, into its status. Not thread-safe."""
+
+    def __init__(self, job_id: str, config: TrainJobConfig) -> None:
+        self._status = JobStatus(
+            job_id=job_id,
+            name=config.name,
+            method=config.method.kind,
+            preset=config.preset,
+            base_model=config.base_model,
+            trigger_word=config.trigger_word,
+            state="queued",
+            max_train_steps=config.training.max_train_steps,
+        )
+        self._curve: list[tuple[int, float]] = []
+        self._validation: list[tuple[int, float]] = []
+        self._pace: deque[float] = deque(maxlen=PACE_STEPS)
+
+    def apply(self, event: Event) -> None:
+        """Take one event in. After a resume, points beyond the first step are forgotten: they are trained again."""
+        changes: dict[str, Any] = {"updated_at": event.time, "version": event.sequence}
+        if self._status.started_at == 0.0:
+            changes["started_at"] = event.time
+        changes |= self._changes(event)
+        self._status = dataclasses.replace(self._status, **changes)
+
+    def status(self, state: str | None = None) -> JobStatus:
+        """The status now, with another state when the caller knows better ('queued', 'interrupted')."""
+        full = dataclasses.replace(self._status, curve=tuple(self._curve), validation=tuple(self._validation))
+        return full if state is None else dataclasses.replace(full, state=state)
+
+    def _changes(self, event: Event) -> dict[str, Any]:
+        status = self._status
+        match event:
+            case PhaseProgress():
+                fresh = {} if status.state == "preparing" else {"error": "", "hint": "", "warnings": ()}
+                return {
+                    "state": "preparing", "phase": event.phase, "phase_done": event.done, "phase_total": event.total,
+                    **fresh,
+                }  # fmt: skip
+            case TrainingStarted():
+                return self._restart(event)
+            case StepCompleted():
+                return self._step(event)
+            case ValidationMeasured():
+                self._validation.append((event.step, event.loss))
+                return {}
+            case CheckpointSaved():
+                others = tuple(saved for saved in status.results if saved.path != event.path)
+                return {"results": (*others, SavedResult(event.step, event.path, event.num_modules))}
+            case ResultPublished():
+                return {"results": tuple(_published(saved, event) for saved in status.results)}
+            case PreviewReady():
+                return {"preview_steps": tuple(sorted({*status.preview_steps, event.step}))}
+            case Warned():
+                return {"warnings": (*status.warnings, event.text)}
+            case PauseChanged():
+                return {"state": "paused" if event.paused else "training"}
+            case TrainingFinished():
+                return {"state": event.reason, "step": event.step, "phase": ""}
+            case TrainingFailed():
+                return {"state": "failed", "error": event.message, "hint": event.hint, "phase": ""}
+        return {}
+
+    def _restart(self, event: TrainingStarted) -> dict[str, Any]:
+        self._curve = [point for point in self._curve if point[0] <= event.first_step]
+        self._validation = [point for point in self._validation if point[0] <= event.first_step]
+        self._pace.clear()
+        return {
+            "state": "training",
+            "phase": "",
+            "step": event.first_step,
+            "max_train_steps": event.max_train_steps,
+            "num_examples": event.num_examples,
+            "num_parameters": event.num_parameters,
+            "seconds_per_step": None,
+        }
+
+    def _step(self, event: StepCompleted) -> dict[str, Any]:
+        self._curve.append((event.step, event.loss))
+        self._pace.append(event.seconds)
+        return {
+            "state": "training",
+            "step": event.step,
+            "loss": event.loss,
+            "learning_rate": event.learning_rate,
+            "seconds_per_step": statistics.median(self._pace),
+            "peak_memory_gib": event.peak_memory_gib,
+        }
+
+
+def _published(saved: SavedResult, event: ResultPublished) -> SavedResult:
+    if saved.path != event.path:
+        return saved
+    return dataclasses.replace(saved, published=event.text, is_usable=event.is_usable)
