@@ -14,6 +14,9 @@
   * OutputError         a result that cannot be written where it should go
   * MergeError
   * HostError           the WebUI did not do what was asked
+  * AccessError         a path or file that the user of the page or the API may not name
+  * UnknownJobError     a job id that no run has
+  * JobStateError       a request that does not fit the job's state
   * JobStopped          not a failure: the user asked a long phase to end
 
 The message says what is wrong, the value, and what is accepted; the hint says what to do.
@@ -125,6 +128,18 @@ class MergeError(ExtensionError):
 
 class HostError(ExtensionError):
     """The WebUI did not do what was asked."""
+
+
+class AccessError(ExtensionError):
+    """A path or file that the user of the page or the API may not name."""
+
+
+class UnknownJobError(ExtensionError):
+    """A job id that no run has."""
+
+
+class JobStateError(ExtensionError):
+    """A request that does not fit the job's state, such as stopping a finished one."""
 
 
 class JobStopped(ExtensionError):
