@@ -15,6 +15,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         # 2400 samples: what 20 to 40 pictures of one person need before they are copied.
         "training": {"max_train_steps": 1200, "train_batch_size": 2, "loss_weighting": "min_snr"},
     },
+    "lora_object": {
+        "method": {"kind": "lora", "rank": 16, "alpha": 8.0, "train_text_encoder": True},
+        "optimizer": {"learning_rate": 2e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05},
+        # A thing looks the same more often than a face does: two thirds of a character's samples.
+        "training": {"max_train_steps": 800, "train_batch_size": 2, "loss_weighting": "min_snr"},
+    },
     "lora_style": {
         "method": {
             "kind": "lora",
@@ -45,6 +51,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 1e-3, "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.0},
         "training": {"max_train_steps": 2500, "train_batch_size": 4},
         "dataset": {"caption_template": "style_filewords"},
+    },
+    "embedding_quick_look": {
+        "method": {"kind": "textual_inversion", "vectors_per_token": 4},
+        # A fifth of the samples at twice the rate: whether the pictures and captions are right, not more.
+        "optimizer": {"learning_rate": 4e-3, "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.0},
+        "training": {"max_train_steps": 300, "train_batch_size": 4},
     },
     "embedding_webui": {
         # The same mathematics as the WebUI's own Train tab, so that recipes written for it transfer.
