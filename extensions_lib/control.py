@@ -1,5 +1,5 @@
-"""What a running job can be asked to do. Requests may come from any thread; the job reads them at step boundaries
-and in every long phase."""
+"""What a running job can be asked to do. Requests may come from any thread; the job's own thread reads them at step
+boundaries and in every long phase."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class JobControl:
     def add_source(self, source: Callable[[JobControl], None]) -> None:
         """`source` is asked at every boundary and may make requests, for instance from a file another process wrote."""
         self._sources.append(source)
+
+    def remove_source(self, source: Callable[[JobControl], None]) -> None:
+        """Ask `source` no more."""
+        self._sources.remove(source)
 
     def request_stop(self, discard: bool = False) -> None:
         """End at the next boundary; `discard` ends without saving a result. A paused job goes on to its end."""
@@ -51,7 +55,7 @@ class JobControl:
 
     @property
     def stop_requested(self) -> bool:
-        """True from the first `request_stop` on."""
+        """True from the first `request_stop` on. For the job's own thread only: the sources are asked."""
         self._ask_sources()
         return self._stop.is_set()
 
@@ -62,7 +66,7 @@ class JobControl:
 
     @property
     def paused(self) -> bool:
-        """True between `pause` and `resume`."""
+        """True between `pause` and `resume`. For the job's own thread only: the sources are asked."""
         self._ask_sources()
         return not self._running.is_set()
 

@@ -61,3 +61,14 @@ def test_a_source_is_asked_while_paused() -> None:
     control.add_source(source)
     control.wait_while_paused(poll_seconds=0.01)
     assert len(asked) == 3
+
+
+def test_a_removed_source_is_asked_no_more() -> None:
+    control = JobControl()
+    asked = []
+    source = asked.append
+    control.add_source(source)
+    assert not control.paused
+    control.remove_source(source)
+    assert not control.stop_requested
+    assert asked == [control]

@@ -80,8 +80,9 @@ def _with_preset(table: Mapping[str, Any], problems: list[Problem]) -> dict[str,
     kind = table["method"].get("kind") if isinstance(table.get("method"), Mapping) else None
     preset = table.get("preset")
     if not preset:
-        return merge(PRESETS[default_preset(kind)], table) if kind in METHOD_CONFIGS else dict(table)
-    if preset not in PRESETS:
+        is_known = isinstance(kind, str) and kind in METHOD_CONFIGS
+        return merge(PRESETS[default_preset(kind)], table) if is_known else dict(table)
+    if not isinstance(preset, str) or preset not in PRESETS:
         problems.append(Problem("preset", _not_one_of(preset, tuple(PRESETS))))
         return dict(table)
     preset_kind = PRESETS[preset]["method"]["kind"]
@@ -123,7 +124,7 @@ def _load_setting(setting: Setting, value: Any, path: str, problems: list[Proble
 
 def _load_method(value: Any, path: str, problems: list[Problem]) -> Any:
     kind = value.get("kind") if isinstance(value, Mapping) else value
-    if kind not in METHOD_CONFIGS:
+    if not isinstance(kind, str) or kind not in METHOD_CONFIGS:
         problems.append(Problem(_join(path, "kind"), _not_one_of(kind, tuple(METHOD_CONFIGS))))
         return None
     return _load_dataclass(METHOD_CONFIGS[kind], value, path, problems)
@@ -142,7 +143,7 @@ def _load_items(setting: Setting, value: Any, path: str, problems: list[Problem]
 def _load_scalar(setting: Setting, value: Any, path: str, problems: list[Problem]) -> Any:
     accepted = _accepted_types(setting.type)
     if float in accepted and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = _as_float(value)
     if type(value) not in accepted:
         names = " or ".join(_TYPE_NAMES[kind] for kind in accepted)
         problems.append(Problem(path, f"must be {names}, is {value!r}"))
@@ -164,8 +165,16 @@ def _accepted_types(kind: Any) -> tuple[type, ...]:
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _within(value: float, low: float | None, high: float | None) -> bool:
-    return math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+    is_number = isinstance(value, int) or math.isfinite(value)  # a long whole number is no float at all
+    return is_number and (low is None or value >= low) and (high is None or value <= high)
 
 
 def _range(low: float | None, high: float | None) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 REQUIRED = dataclasses.MISSING
@@ -64,9 +64,11 @@ class Setting:
         return self.default is REQUIRED
 
 
-def settings_of(cls: type) -> Iterator[Setting]:
+@cache
+def settings_of(cls: type) -> tuple[Setting, ...]:
     """The declared settings of a config dataclass, in order."""
     hints = get_type_hints(cls)
+    found = []
     for field in dataclasses.fields(cls):
         described = field.metadata.get("option")
         if described is None:
@@ -74,4 +76,5 @@ def settings_of(cls: type) -> Iterator[Setting]:
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        yield Setting(name=field.name, type=hints[field.name], default=default, option=described)
+        found.append(Setting(name=field.name, type=hints[field.name], default=default, option=described))
+    return tuple(found)

@@ -53,6 +53,15 @@ class Dataset:
         return tuple(f"{example.name}: {note}" for example in self.examples for note in example.notes)
 
 
+class NoUsablePictures(DatasetError):
+    """A folder without a single usable picture; `skipped` and `num_ignored` as in `Dataset`."""
+
+    def __init__(self, message: str, hint: str, skipped: tuple[Skipped, ...], num_ignored: int) -> None:
+        super().__init__(message, hint)
+        self.skipped = skipped
+        self.num_ignored = num_ignored
+
+
 @dataclass(frozen=True)
 class _Scan:
     """The settings of one scan."""
@@ -94,7 +103,7 @@ def scan_folder(
 
     Without `use_buckets` every picture becomes a square of `resolution_px`. `repeats` is how often each is seen per
     epoch. `progress(done, total)` and `boundary()` are called for every picture. Raises DatasetError when the folder
-    is missing or holds no usable picture.
+    is missing, NoUsablePictures when there are none.
     """
     folder = Path(folder)
     step = step_px or default_step_px(resolution_px)
@@ -193,11 +202,13 @@ def _fit_notes(picture: Picture, bucket: Bucket) -> list[str]:
     return notes
 
 
-def _no_pictures(folder: Path, skipped: list[Skipped], num_ignored: int) -> DatasetError:
+def _no_pictures(folder: Path, skipped: list[Skipped], num_ignored: int) -> NoUsablePictures:
     listed = "; ".join(map(str, skipped[:MAX_NAMED]))
     more = f"; and {len(skipped) - MAX_NAMED} more" if len(skipped) > MAX_NAMED else ""
     reasons = f" ({listed}{more})" if skipped else ""
-    return DatasetError(
+    return NoUsablePictures(
         f"The folder {folder} holds no usable picture: {len(skipped)} unusable{reasons} and {num_ignored} other files.",
         f"Accepted are {ACCEPTED_TEXT} of at least {MIN_SIDE_PX} px.",
+        tuple(skipped),
+        num_ignored,
     )

@@ -99,38 +99,43 @@ class StatusFold:
     """Folds the events of one job, in order, into its status. Not thread-safe."""
 
     def __init__(self, job_id: str, config: TrainJobConfig) -> None:
-        self._status = JobStatus(
-            job_id=job_id,
-            name=config.name,
-            method=config.method.kind,
-            preset=config.preset,
-            base_model=config.base_model,
-            trigger_word=config.trigger_word,
-            state="queued",
-            max_train_steps=config.training.max_train_steps,
-        )
+        self._told: dict[str, Any] = {  # of JobStatus; a dict, because a history has hundreds of thousands of events
+            "job_id": job_id,
+            "name": config.name,
+            "method": config.method.kind,
+            "preset": config.preset,
+            "base_model": config.base_model,
+            "trigger_word": config.trigger_word,
+            "state": "queued",
+            "max_train_steps": config.training.max_train_steps,
+            "started_at": 0.0,
+            "warnings": (),
+            "results": (),
+            "preview_steps": (),
+        }
         self._curve: list[tuple[int, float]] = []
         self._validation: list[tuple[int, float]] = []
         self._pace: deque[float] = deque(maxlen=PACE_STEPS)
 
     def apply(self, event: Event) -> None:
         """Take one event in. After a resume, points beyond the first step are forgotten: they are trained again."""
-        changes: dict[str, Any] = {"updated_at": event.time, "version": event.sequence}
-        if self._status.started_at == 0.0:
-            changes["started_at"] = event.time
-        changes |= self._changes(event)
-        self._status = dataclasses.replace(self._status, **changes)
+        started_at = self._told["started_at"] or event.time
+        stamps = {"updated_at": event.time, "started_at": started_at, "version": event.sequence}
+        self._told = {**self._told, **stamps, **self._changes(event)}
 
     def status(self, state: str | None = None) -> JobStatus:
         """The status now, with another state when the caller knows better ('queued', 'interrupted')."""
-        full = dataclasses.replace(self._status, curve=tuple(self._curve), validation=tuple(self._validation))
-        return full if state is None else dataclasses.replace(full, state=state)
+        told = self._told if state is None else {**self._told, "state": state}
+        pace = statistics.median(self._pace) if self._pace else None
+        return JobStatus(
+            **told, seconds_per_step=pace, curve=tuple(self._curve), validation=tuple(self._validation)
+        )  # fmt: skip
 
     def _changes(self, event: Event) -> dict[str, Any]:
-        status = self._status
+        told = self._told
         match event:
             case PhaseProgress():
-                fresh = {} if status.state == "preparing" else {"error": "", "hint": "", "warnings": ()}
+                fresh = {} if told["state"] == "preparing" else {"error": "", "hint": "", "warnings": ()}
                 return {
                     "state": "preparing", "phase": event.phase, "phase_done": event.done, "phase_total": event.total,
                     **fresh,
@@ -143,14 +148,14 @@ class StatusFold:
                 self._validation.append((event.step, event.loss))
                 return {}
             case CheckpointSaved():
-                others = tuple(saved for saved in status.results if saved.path != event.path)
+                others = tuple(saved for saved in told["results"] if saved.path != event.path)
                 return {"results": (*others, SavedResult(event.step, event.path, event.num_modules))}
             case ResultPublished():
-                return {"results": tuple(_published(saved, event) for saved in status.results)}
+                return {"results": tuple(_published(saved, event) for saved in told["results"])}
             case PreviewReady():
-                return {"preview_steps": tuple(sorted({*status.preview_steps, event.step}))}
+                return {"preview_steps": tuple(sorted({*told["preview_steps"], event.step}))}
             case Warned():
-                return {"warnings": (*status.warnings, event.text)}
+                return {"warnings": (*told["warnings"], event.text)}
             case PauseChanged():
                 return {"state": "paused" if event.paused else "training"}
             case TrainingFinished():
@@ -170,7 +175,6 @@ class StatusFold:
             "max_train_steps": event.max_train_steps,
             "num_examples": event.num_examples,
             "num_parameters": event.num_parameters,
-            "seconds_per_step": None,
         }
 
     def _step(self, event: StepCompleted) -> dict[str, Any]:
@@ -181,7 +185,6 @@ class StatusFold:
             "step": event.step,
             "loss": event.loss,
             "learning_rate": event.learning_rate,
-            "seconds_per_step": statistics.median(self._pace),
             "peak_memory_gib": event.peak_memory_gib,
         }
 

@@ -3,6 +3,7 @@
 job.json       the settings, defaults filled in
 events.jsonl   every event, in order
 results.txt    the result files that are this run's own
+run.lock       held by the process that trains the run
 state/         what a crash is resumed from
 previews/      one picture a step and prompt, and grid.png
 requests/      files another process makes: save, preview, pause, resume, stop, discard
@@ -15,7 +16,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config.codec import dump, load
 from ..config.job import TrainJobConfig
@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "requests"
 
     @property
+    def lock_file(self) -> Path:
+        """Held while the run is trained; see jobs/lock.py."""
+        return self.path / "run.lock"
+
+    @property
     def event_file(self) -> Path:
         """The log of events."""
         return self.path / "events.jsonl"
@@ -72,13 +77,17 @@ class RunFolder:
         os.replace(temporary, self.path / "job.json")
 
     def events(self) -> Iterator[Event]:
-        """Every event so far; a last line cut off by a crash is left out."""
+        """Every event so far; a line cut off by a crash is left out."""
         if not self.event_file.exists():
             return
-        for line in self.event_file.read_text(encoding="utf-8").splitlines():
-            record = _record(line)
-            if record is not None:
-                yield event_from_json(record)
+        for line in self.event_file.read_bytes().split(b"\n"):
+            event = read_event(line)
+            if event is not None:
+                yield event
+
+    def last_sequence(self) -> int:
+        """The number of the newest event; 0 when there is none."""
+        return max((event.sequence for event in self.events()), default=0)
 
     def request(self, word: str) -> None:
         """Ask a run in another process for `word`, one of `REQUESTS`."""
@@ -94,7 +103,12 @@ class RunFolder:
                 (self.requests / word).unlink()
             except FileNotFoundError:
                 continue
-            _REQUEST_CALLS[word](control)
+            make_request(word, control)
+
+
+def make_request(word: str, control: JobControl) -> None:
+    """Ask `control` for `word`, one of `REQUESTS`."""
+    _REQUEST_CALLS[word](control)
 
 
 _REQUEST_CALLS = {
@@ -107,10 +121,11 @@ _REQUEST_CALLS = {
 }
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def read_event(line: bytes) -> Event | None:
+    """One line of the log; None when a crash cut it off, or a later version wrote what this one does not know."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return event_from_json(json.loads(line))
+    except (ValueError, KeyError, TypeError):
         return None
 
 

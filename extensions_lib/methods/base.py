@@ -107,6 +107,10 @@ class TrainMethod(ABC):
         """
 
     @abstractmethod
+    def count_parameters(self, bundle: ModelBundle) -> int:
+        """How many numbers `attach` would train; the bundle's networks may be on the meta device. Raises ModelError."""
+
+    @abstractmethod
     def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
         """The result as it is to be written."""
 

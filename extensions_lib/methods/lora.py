@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from ..adapters.attach import hooked, select_layers
-from ..adapters.linear import LoraAdapter
+from ..adapters.linear import LoraAdapter, factor_shapes
 from ..errors import FormatError, KeyMismatchError
 from ..formats.inspect import verify_lora
 from ..formats.keys.lora import lora_layer_name
@@ -58,6 +59,15 @@ class Lora(TrainMethod):
             stack.enter_context(hooked({layer: adapters[name] for name, layer in layers.items()}))
             yield Trainable(module=module, groups=self._groups(adapters), trains_text_encoder=self.train_text_encoder)
 
+    def count_parameters(self, bundle: ModelBundle) -> int:
+        """The numbers of all factors; a file to go on from decides the ranks of its layers."""
+        layers = self._layers(bundle)
+        given = {} if self.start_from is None else read_lora(self.start_from)
+        check_known(layers, given, self.start_from.name if self.start_from else "")
+        ranks = {name: given[name].down.shape[0] if name in given else self._size(layers[name])[0] for name in layers}
+        shapes = [shape for name, layer in layers.items() for shape in factor_shapes(layer, ranks[name])]
+        return sum(map(math.prod, shapes))
+
     def _layers(self, bundle: ModelBundle) -> dict[str, nn.Module]:
         """Layers to adapt, by the name they have in a LoRA file."""
         kinds = (nn.Linear, nn.Conv2d)
@@ -76,9 +86,13 @@ class Lora(TrainMethod):
         return layers
 
     def _adapter(self, layer: nn.Module, generator: torch.Generator) -> LoraAdapter:
-        is_large = any(side > 1 for side in layer.weight.shape[2:])
-        rank, alpha = (self.conv_rank, self.conv_alpha) if is_large else (self.rank, self.alpha)
+        rank, alpha = self._size(layer)
         return LoraAdapter(layer, rank, alpha or float(rank), self.dropout, generator)
+
+    def _size(self, layer: nn.Module) -> tuple[int, float]:
+        """Rank and alpha."""
+        is_large = any(side > 1 for side in layer.weight.shape[2:])
+        return (self.conv_rank, self.conv_alpha) if is_large else (self.rank, self.alpha)
 
     def _groups(self, adapters: Mapping[str, LoraAdapter]) -> tuple[ParamGroup, ...]:
         unet, text = [], []
@@ -121,11 +135,16 @@ def factors(trainable: Trainable) -> dict[str, LoraLayer]:
 
 def load_factors(adapters: Mapping[str, LoraAdapter], layers: Mapping[str, LoraLayer], file_name: str) -> None:
     """Start `adapters` from a file's factors. Raises KeyMismatchError when a module of the file has no adapter."""
-    unknown = [name for name in layers if name not in adapters]
-    if unknown:
-        raise KeyMismatchError(
-            f"{file_name}: this job does not train {len(unknown)} of its {len(layers)} modules, such as {unknown[0]}.",
-            "Set train_text_encoder, conv_rank and layer_filter as they were for that file.",
-        )
+    check_known(adapters, layers, file_name)
     for name, layer in layers.items():
         adapters[name].load_factors(layer.down, layer.up, layer.alpha)
+
+
+def check_known(trained: Collection[str], given: Collection[str], file_name: str) -> None:
+    """Raises KeyMismatchError when `given`, the modules of a file, are not all among those that are trained."""
+    unknown = [name for name in given if name not in trained]
+    if unknown:
+        raise KeyMismatchError(
+            f"{file_name}: this job does not train {len(unknown)} of its {len(given)} modules, such as {unknown[0]}.",
+            "Set train_text_encoder, conv_rank and layer_filter as they were for that file.",
+        )

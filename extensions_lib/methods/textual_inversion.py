@@ -51,6 +51,11 @@ class TextualInversion(TrainMethod):
                 max_row_norm=self.max_norm_ratio * float(table.float().norm(dim=1).median()),
             )
 
+    def count_parameters(self, bundle: ModelBundle) -> int:
+        """V x D."""
+        table = bundle.text_encoder.text_model.embeddings.token_embedding.weight
+        return self._start_rows(bundle, table).numel()
+
     def _start_rows(self, bundle: ModelBundle, table: Tensor) -> Tensor:
         if self.start_from is None:
             ids = bundle.tokenizer.tokenize(self.initializer_text) if self.initializer_text else []

@@ -34,28 +34,35 @@ _SCHEDULES = {"scaled_linear": scaled_linear_alphas_cumprod, "linear": linear_al
 
 def load_folder(folder: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
     """A Stable Diffusion 1 diffusers folder as a bundle; `vae` replaces the folder's own. Raises as `load_bundle`."""
+    outline = outline_folder(folder, vae)
+    dtypes: dict[str, torch.dtype] = {}
+    for part, module in outline.parts.items():
+        is_given = part == "vae" and vae is not None
+        dtypes |= vae.dtypes if is_given else _fill(folder / part, part, module, dtype)
+    return replace(outline, stored=StoredForm(dtypes))
+
+
+def outline_folder(folder: Path, vae: LoadedVae | None) -> ModelBundle:
+    """The same with its networks on the meta device: no tensor is read. Raises as `load_bundle`."""
     configs = _configs(folder)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     alphas_cumprod = _alphas_cumprod(folder.name, scheduler)
     latent_scale = float(configs["vae"].get("scaling_factor", SD1.latent_scale))
     family = replace(SD1, latent_scale=latent_scale, prediction_type=_prediction_type(folder.name, scheduler))
     modules: dict[str, nn.Module] = {}
-    dtypes: dict[str, torch.dtype] = {}
     for part, config in configs.items():
         if part == "vae" and vae is not None:
             modules[part] = vae.module
-            dtypes |= vae.dtypes
             vae.module.register_to_config(scaling_factor=latent_scale)
         else:
+            _weights_file(folder / part, part)
             modules[part] = build_module(part, config)
-            dtypes |= _fill(folder / part, part, modules[part], dtype)
     return ModelBundle(
         family=replace(family, text_width=modules["text_encoder"].config.hidden_size),
         **modules,
         tokenizer=_tokenizer(folder / "tokenizer"),
         alphas_cumprod=alphas_cumprod,
         source=ModelSource(folder, folder.name, is_folder=True),
-        stored=StoredForm(dtypes),
     )
 
 
@@ -98,14 +105,18 @@ def _fill(folder: Path, part: str, module: nn.Module, dtype: torch.dtype) -> dic
 
 
 def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
-    """The first weights file there is: .safetensors before .bin, full precision before fp16."""
+    tensors = read_checkpoint(_weights_file(folder, part)).tensors
+    return _with_new_attention_names(tensors) if part == "vae" else tensors
+
+
+def _weights_file(folder: Path, part: str) -> Path:
+    """The first weights file there is: .safetensors before .bin, full precision before fp16. ModelError without one."""
     stem = _WEIGHTS[part]
     pickled = _PICKLED_TEXT if part == "text_encoder" else f"{stem}.bin"
     names = (f"{stem}.safetensors", f"{stem}.fp16.safetensors", pickled, pickled.replace(".bin", ".fp16.bin"))
     for name in names:
         if (folder / name).is_file():
-            tensors = read_checkpoint(folder / name).tensors
-            return _with_new_attention_names(tensors) if part == "vae" else tensors
+            return folder / name
     raise ModelError(f"{folder} holds no weights; looked for {', '.join(names)}.", "Copy or download the folder again.")
 
 

@@ -51,44 +51,71 @@ class OpenFile:
 def load_single_file(path: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
     """A Stable Diffusion 1 checkpoint as a bundle; `vae` replaces the file's own, if any. Raises as `load_bundle`."""
     opened = _open(path)
+    outline = _outline(path, opened, vae)
+    tensors = opened.read()
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    _fill({part: module for part, module in outline.parts.items() if vae is None or part != "vae"}, tensors, dtype)
+    if vae is not None:
+        tensors, dtypes = _without_vae(tensors), _without_vae(dtypes) | vae.dtypes
+    return replace(
+        outline,
+        alphas_cumprod=_alphas_cumprod(path, tensors, outline.alphas_cumprod),
+        source=ModelSource(path, path.stem, file_sha256(path), autov1(path)),
+        stored=StoredForm(dtypes, opened.renamed, tensors),
+    )
+
+
+def outline_single_file(path: Path, vae: LoadedVae | None) -> ModelBundle:
+    """The bundle of a checkpoint with its networks on the meta device: no tensor is read. Raises as `load_bundle`."""
+    return _outline(path, _open(path), vae)
+
+
+def load_vae_file(path: Path, dtype: torch.dtype) -> LoadedVae:
+    """The VAE of a VAE file (with or without `first_stage_model.`) or of a checkpoint. Raises as `load_bundle`."""
+    opened = _open(path)
+    module, prefix = _vae_outline(path, opened)
+    tensors = {
+        _VAE + name.removeprefix(prefix): tensor for name, tensor in opened.read().items() if name.startswith(prefix)
+    }
+    dtypes = {name: tensors[name].dtype for name in part_to_ldm("vae", module)}
+    _fill({"vae": module}, tensors, dtype)
+    return LoadedVae(module, dtypes)
+
+
+def outline_vae_file(path: Path) -> LoadedVae:
+    """The VAE on the meta device, without dtypes. Raises as `load_bundle`."""
+    return LoadedVae(_vae_outline(path, _open(path))[0], {})
+
+
+def _outline(path: Path, opened: OpenFile, vae: LoadedVae | None) -> ModelBundle:
+    """Everything but the weights and what is computed from them; the noise schedule is the yaml's."""
     family = detect_family(opened.header, path.name)
     check_parts(opened.header, path.name, needs_vae=vae is None)
     facts = read_sibling(path)
     configs = _configs(path, opened.header, facts, with_vae=vae is None)
     modules = {part: build_module(part, config) for part, config in configs.items()}
     _check_fit(path.name, modules, opened.header)
-    tensors = opened.read()
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    _fill(modules, tensors, dtype)
     if vae is not None:
-        tensors, dtypes = _without_vae(tensors), _without_vae(dtypes) | vae.dtypes
         vae.module.register_to_config(scaling_factor=facts.latent_scale)
         modules["vae"] = vae.module
     return ModelBundle(
         family=replace(family, prediction_type=facts.prediction_type, latent_scale=facts.latent_scale),
         **modules,
         tokenizer=_tokenizer(path, facts),
-        alphas_cumprod=_alphas_cumprod(path, tensors, facts),
-        source=ModelSource(path, path.stem, file_sha256(path), autov1(path)),
-        stored=StoredForm(dtypes, opened.renamed, tensors),
+        alphas_cumprod=scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end).float(),
+        source=ModelSource(path, path.stem),
     )
 
 
-def load_vae_file(path: Path, dtype: torch.dtype) -> LoadedVae:
-    """The VAE of a VAE file (with or without `first_stage_model.`) or of a checkpoint. Raises as `load_bundle`."""
-    opened = _open(path)
+def _vae_outline(path: Path, opened: OpenFile) -> tuple[nn.Module, str]:
+    """The VAE on the meta device, and the beginning of its tensors' names in the file."""
     prefix = "" if "decoder.conv_in.weight" in opened.header else _VAE
     header = {_VAE + name.removeprefix(prefix): info for name, info in opened.header.items() if name.startswith(prefix)}
     if _VAE + "decoder.conv_in.weight" not in header:
         raise FormatError(f"{path.name} is no VAE file: it has no tensor decoder.conv_in.weight.", "Choose a VAE file.")
-    modules = {"vae": build_module("vae", vae_config(part_shapes(header, "vae"), SiblingFacts().latent_scale))}
-    _check_fit(path.name, modules, header)
-    tensors = {
-        _VAE + name.removeprefix(prefix): tensor for name, tensor in opened.read().items() if name.startswith(prefix)
-    }
-    dtypes = {name: tensors[name].dtype for name in part_to_ldm("vae", modules["vae"])}
-    _fill(modules, tensors, dtype)
-    return LoadedVae(modules["vae"], dtypes)
+    module = build_module("vae", vae_config(part_shapes(header, "vae"), SiblingFacts().latent_scale))
+    _check_fit(path.name, {"vae": module}, header)
+    return module, prefix
 
 
 def _open(path: Path) -> OpenFile:
@@ -160,8 +187,6 @@ def _tokenizer(path: Path, facts: SiblingFacts) -> PromptTokenizer:
     return PromptTokenizer.from_open_clip()
 
 
-def _alphas_cumprod(path: Path, extra: Mapping[str, Tensor], facts: SiblingFacts) -> Tensor:
+def _alphas_cumprod(path: Path, extra: Mapping[str, Tensor], of_yaml: Tensor) -> Tensor:
     """The schedule the WebUI samples with: the one stored in the file, or else that of the yaml."""
-    if _ALPHAS in extra:
-        return check_alphas_cumprod(extra[_ALPHAS], path.name)
-    return scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end).float()
+    return check_alphas_cumprod(extra[_ALPHAS], path.name) if _ALPHAS in extra else of_yaml

@@ -89,6 +89,31 @@ class PromptTokenizer:
             chunker.add(run, is_comma)
         return [self._with_ends(chunk) for chunk in chunker.finished()]
 
+    def pieces(self, text: str, tokens: Mapping[str, Sequence[int]] | None = None) -> list[list[str]]:
+        """The chunks of `chunks` for people: one text a token, without start and ends; at least one chunk.
+
+        The ids of a name of `tokens` read 'name 1/4', 'name 2/4', ...; a lone one reads 'name'.
+        """
+        names = {
+            token: name if len(ids) == 1 else f"{name} {number}/{len(ids)}"
+            for name, ids in (tokens or {}).items()
+            for number, token in enumerate(ids, start=1)
+        }
+        return [
+            [names.get(token) or self.decode([token]) for token in self._inside(c)] for c in self.chunks(text, tokens)
+        ]
+
+    def left_out(self, text: str) -> list[str]:
+        """The parts of `text` that `tokenize` drops, such as '<lora:cat:1>'."""
+        return _NETWORK_TAG.findall(text)
+
+    def _inside(self, chunk: list[int]) -> list[int]:
+        """The ids of a chunk between its start and the ends that fill it up."""
+        length = len(chunk)
+        while length > 1 and chunk[length - 1] == self.end_id:
+            length -= 1
+        return chunk[1:length]
+
     def _placeholders(self, tokens: Mapping[str, Sequence[int]]) -> list[tuple[list[int], list[int]]]:
         """(tokens of the name, ids that replace them), the longest names first."""
         problems = []

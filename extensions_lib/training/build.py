@@ -16,7 +16,7 @@ from ..config.job import TrainJobConfig
 from ..config.training import TrainingConfig
 from ..control import JobControl
 from ..data.caption_maker import CaptionMaker, load_template
-from ..data.dataset import Dataset, scan_folder
+from ..data.dataset import Dataset, Progress, do_nothing, scan_folder
 from ..data.encode import sample_latents
 from ..data.latent_cache import CachedLatents, cache_latents
 from ..data.stream import BatchPlan, group_by_bucket
@@ -57,15 +57,29 @@ class Prepared:
     validation: PicturesAndCaptions
 
 
-def prepare(config: TrainJobConfig, cache_folder: Path, events: EventStream, control: JobControl) -> Prepared:
-    """Load the model, look at the pictures, encode them. Raises ModelError, DatasetError, ConfigError or JobStopped."""
+def no_interest(bundle: ModelBundle) -> None:
+    """For callers of `prepare` that need not know of the model before the pictures are encoded."""
+
+
+def prepare(
+    config: TrainJobConfig,
+    cache_folder: Path,
+    events: EventStream,
+    control: JobControl,
+    loaded: Callable[[ModelBundle], None] = no_interest,
+) -> Prepared:
+    """Look at the pictures, load the model, tell `loaded` of it, encode the pictures.
+
+    Raises ModelError, DatasetError, ConfigError or JobStopped.
+    """
     device = choose_device(config.training.device)
     precision = choose_precision(config.training.mixed_precision, device)
     dataset = _scan(config.dataset, config.dataset.folder, events, control)
     held_out = config.dataset.validation_folder
     validation = _scan(config.dataset, held_out, events, control) if held_out else dataset
     bundle = load_model(config, device, precision, events)
-    captions = _captions(config)
+    loaded(bundle)
+    captions = make_captions(config)
     train = PicturesAndCaptions(dataset, _encode(dataset, bundle, config, cache_folder, events, control), captions)
     if not held_out:
         return Prepared(bundle, device, precision, train, train)
@@ -98,8 +112,11 @@ def choose_device(request: str) -> torch.device:
     return device
 
 
-def _scan(config: DatasetConfig, folder: str, events: EventStream, control: JobControl) -> Dataset:
-    dataset = scan_folder(
+def scan_pictures(
+    config: DatasetConfig, folder: str, progress: Progress = do_nothing, boundary: Callable[[], None] = do_nothing
+) -> Dataset:
+    """The pictures of `folder` as the settings want them. Raises DatasetError or ConfigError."""
+    return scan_folder(
         Path(folder),
         resolution_px=config.resolution_px,
         step_px=config.bucket_step_px or None,
@@ -108,8 +125,17 @@ def _scan(config: DatasetConfig, folder: str, events: EventStream, control: JobC
         include_subfolders=config.recursive,
         repeats=config.repeats,
         background=_color(config.background_color),
-        progress=lambda done, total: events.emit(PhaseProgress(phase="look at pictures", done=done, total=total)),
-        boundary=control.boundary,
+        progress=progress,
+        boundary=boundary,
+    )
+
+
+def _scan(config: DatasetConfig, folder: str, events: EventStream, control: JobControl) -> Dataset:
+    dataset = scan_pictures(
+        config,
+        folder,
+        lambda done, total: events.emit(PhaseProgress(phase="look at pictures", done=done, total=total)),
+        control.boundary,
     )
     if dataset.skipped:
         named = "".join(f"\n  {skipped}" for skipped in dataset.skipped[:MAX_SKIPPED_NAMED])
@@ -128,7 +154,8 @@ def _color(text: str) -> tuple[int, int, int]:
         raise ConfigError([problem]) from error
 
 
-def _captions(config: TrainJobConfig) -> CaptionMaker:
+def make_captions(config: TrainJobConfig) -> CaptionMaker:
+    """What makes the texts the pictures are trained with. Raises DatasetError for an unknown template."""
     dataset = config.dataset
     return CaptionMaker(
         load_template(dataset.caption_template),
@@ -204,12 +231,19 @@ def make_compute_losses(
 
 @contextmanager
 def seeded_dropout(has_dropout: bool, seed: int, step: int, micro_batch: int, device: torch.device) -> Iterator[None]:
-    """Within the context torch's dropout depends on (seed, step, micro-batch) only; its random state is put back."""
+    """Within the context torch's dropout depends on (seed, step, micro-batch) only; its random state is put back.
+
+    `torch.manual_seed` would seed every device of the machine, of which only this one's state is put back.
+    """
     if not has_dropout:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(step_generator(seed, step, micro_batch, "dropout").initial_seed())
+        value = step_generator(seed, step, micro_batch, "dropout").initial_seed()
+        torch.default_generator.manual_seed(value)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(value)
         yield
 
 

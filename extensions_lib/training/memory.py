@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -53,6 +55,28 @@ def _peak_from_resource() -> float | None:
         return None
     bytes_per_unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / BYTES_PER_GIB
+
+
+def release_memory(error: BaseException | None = None) -> None:
+    """Give what is no longer used back to the device; with `error`, also what the frames that failed still hold."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def total_memory_gib(device: torch.device | str) -> float | None:
+    """All the memory of a CUDA device, else of the machine, in GiB; None where the system does not tell (Windows)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / BYTES_PER_GIB
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / BYTES_PER_GIB
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 @contextmanager

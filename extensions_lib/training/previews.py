@@ -15,6 +15,7 @@ from ..formats.atomic import write_bytes_atomic
 from ..methods.base import Trainable
 from ..models.bundle import ModelBundle
 from ..preview.grid import folder_rows, picture_name, render_grid
+from ..preview.record import write_prompts
 from ..preview.sampler import sample_image
 from .build import PicturesAndCaptions
 
@@ -47,6 +48,7 @@ class Previewer:
     def draw(self, step: int) -> tuple[Path, Path]:
         """Pictures after `step` steps, the base model's too where they are missing. Returns (first picture, grid)."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_prompts(self.folder, self.prompts)
         for index, prompt in enumerate(self.prompts):
             base = self.folder / picture_name(None, index)
             if not base.exists():

@@ -47,7 +47,14 @@ def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Pa
         raise OutputError(
             f"The output folder {folder} cannot be written: {error.strerror or error}.", "Choose another output.folder."
         ) from error
-    if config.output.overwrite:
+    if not config.output.overwrite:
+        check_names(config, method, own)
+
+
+def check_names(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
+    """Raises OutputError when a result of another run has one of the names this job will use; writes nothing."""
+    folder = Path(config.output.folder)
+    if not folder.is_dir():
         return
     final = result_path(config, method, None)
     steps = re.compile(re.escape(config.name) + r"-\d{6,}" + re.escape(method.file_suffix))
@@ -82,15 +89,21 @@ def claim_result(run_folder: Path, path: Path, *, overwrite: bool) -> None:
 
 def check_room(config: TrainJobConfig, trainable: Trainable, run_folder: Path) -> None:
     """Raises DiskFullError when the result or two states of the run would not fit on their disks."""
-    num_bytes = 4 * sum(parameter.numel() for parameter in trainable.parameters())
-    needs = {Path(config.output.folder): num_bytes + SPARE_BYTES, run_folder: 2 * 4 * num_bytes + SPARE_BYTES}
-    for folder, needed in needs.items():
+    num_parameters = sum(parameter.numel() for parameter in trainable.parameters())
+    needs = zip((Path(config.output.folder), run_folder), bytes_needed(num_parameters), strict=True)
+    for folder, needed in needs:
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise DiskFullError(
                 f"The disk of {folder} has {free / 2**20:.0f} MiB free; this job needs {needed / 2**20:.0f} MiB there.",
                 "Free some space, or choose another folder.",
             )
+
+
+def bytes_needed(num_parameters: int) -> tuple[int, int]:
+    """Room for the result, and for two states in the run folder, each four times as large: the optimizer's is in it."""
+    num_bytes = 4 * num_parameters
+    return num_bytes + SPARE_BYTES, 2 * 4 * num_bytes + SPARE_BYTES
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..config.job import TrainJobConfig
 from ..control import JobControl
-from ..errors import ExtensionError, JobStopped, OutputError, TrainingError
+from ..errors import ExtensionError, FormatError, HostError, JobStopped, OutputError, TrainingError
 from ..events import (
     CheckpointSaved,
     EventStream,
+    PhaseProgress,
     PreviewReady,
+    ResultPublished,
     TrainingFinished,
     TrainingStarted,
     ValidationMeasured,
@@ -25,6 +28,7 @@ from ..events import (
 )
 from ..methods.base import Trainable, TrainMethod
 from ..methods.catalogue import make_method
+from ..ports import ALONE, Surroundings
 from .actions import Actions, Every
 from .build import (
     Prepared,
@@ -38,8 +42,9 @@ from .build import (
 )
 from .conditioning import TextConditioner
 from .ema import ParameterEma
+from .lending import Lender
 from .loop import TrainingLoop
-from .memory import reset_peak_memory
+from .memory import release_memory, reset_peak_memory
 from .optimizer_state import load_optimizer_state, optimizer_state_tensors
 from .precision import make_grad_scaler
 from .previews import Previewer, prompts_for
@@ -82,23 +87,56 @@ def completed_steps(state_folder: Path) -> int:
     return state.step if state else 0
 
 
-def train(config: TrainJobConfig, folders: SessionFolders, control: JobControl, events: EventStream) -> SessionEnd:
+def train(
+    config: TrainJobConfig,
+    folders: SessionFolders,
+    control: JobControl,
+    events: EventStream,
+    surroundings: Surroundings = ALONE,
+) -> SessionEnd:
     """Train from the newest state, or from the beginning when there is none. Raises ExtensionError.
 
-    A resumed run computes with as many threads as before: sums would be rounded differently with another number.
+    All of it happens while this thread alone computes; it lends the device at every boundary. Memory is given back
+    before others come, after a failure too. A resumed run computes with as many threads as before: sums would be
+    rounded differently with another number.
     """
-    state = load_newest(folders.state)
-    threads = state.values["num_threads"] if state else choose_num_threads(config.training.num_threads)
-    with num_threads(threads):
-        return _train(config, folders, state, control, events)
+    events.emit(PhaseProgress(phase="wait for the device", done=0, total=1))
+    with surroundings.exclusive():
+        try:
+            control.boundary()
+            state = load_newest(folders.state)
+            threads = state.values["num_threads"] if state else choose_num_threads(config.training.num_threads)
+            lender = Lender(surroundings, events, choose_device(config.training.device))
+            with num_threads(threads), _asked(control, lender):
+                end = _train(config, folders, state, control, events, lender)
+        except BaseException as error:
+            release_memory(error)
+            raise
+        release_memory()
+        return end
+
+
+@contextmanager
+def _asked(control: JobControl, lender: Lender) -> Iterator[None]:
+    control.add_source(lender)
+    try:
+        yield
+    finally:
+        control.remove_source(lender)
+        lender.forget()
 
 
 def _train(
-    config: TrainJobConfig, folders: SessionFolders, state: RunState | None, control: JobControl, events: EventStream
+    config: TrainJobConfig,
+    folders: SessionFolders,
+    state: RunState | None,
+    control: JobControl,
+    events: EventStream,
+    lender: Lender,
 ) -> SessionEnd:
     started_at = time.time()
     reset_peak_memory(choose_device(config.training.device))
-    prepared = prepare(config, folders.latents, events, control)
+    prepared = prepare(config, folders.latents, events, control, lender.note_bundle)
     method = make_method(config.method, config.output)
     generator = torch.Generator().manual_seed(config.training.seed)
     with (
@@ -106,7 +144,7 @@ def _train(
         _training_mode(prepared, trainable, config),
     ):
         check_room(config, trainable, folders.run)
-        run = _Session(folders, config, prepared, method, trainable, control, events, started_at)
+        run = _Session(folders, config, prepared, method, trainable, control, events, started_at, lender)
         if state is not None:
             run.restore(state)
         return run.execute()
@@ -129,6 +167,16 @@ def _training_mode(prepared: Prepared, trainable: Trainable, config: TrainJobCon
         unet.disable_gradient_checkpointing()
 
 
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Within the context nothing is dropped out: neither the answer nor torch's random state may depend on it."""
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
+
+
 class _Session:
     """The loop of one run together with what happens between its steps."""
 
@@ -142,9 +190,10 @@ class _Session:
         control: JobControl,
         events: EventStream,
         started_at: float,
+        lender: Lender,
     ) -> None:
         self.folders, self.config, self.prepared, self.method = folders, config, prepared, method
-        self.trainable, self.control, self.events = trainable, control, events
+        self.trainable, self.control, self.events, self.lender = trainable, control, events, lender
         training = config.training
         prompts = prompts_for(config, prepared.train)
         self.previewer = Previewer(config, prepared.bundle, trainable, prompts, folders.previews, control.boundary)
@@ -171,12 +220,13 @@ class _Session:
             device=prepared.device,
             scaler=make_grad_scaler(prepared.precision, prepared.device),
         )
+        lender.trainable, lender.optimizer = trainable, self.loop.optimizer
 
     def _actions(self) -> Actions:
         training, preview = self.config.training, self.config.preview
         previews = preview.every_steps or -(-training.max_train_steps // PREVIEWS_PER_RUN)
         return Actions(
-            save=lambda step: self.save(step, is_final=False),
+            save=self.save_between,
             save_state=self.save_state,
             preview=self.preview,
             validate=self.validate,
@@ -191,7 +241,7 @@ class _Session:
         self._announce()
         try:
             reason = self.loop.run()
-        except ExtensionError:
+        except Exception:
             self._save_state_if_possible()
             raise
         step = self.loop.completed_steps
@@ -238,14 +288,35 @@ class _Session:
             yield
 
     def save(self, step: int, *, is_final: bool) -> Path:
-        """Write a result, say so, and complete its card; the final one gets a picture of its own."""
+        """Write a result with its card and have it published; the final one then gets a picture of its own."""
         with self._averaged():
             path, verified = self.writer.write(step, is_final=is_final)
         self.events.emit(CheckpointSaved(step=step, path=str(path), num_modules=verified.num_modules))
+        self.writer.write_card(path)
+        self._publish(step, path, verified.num_modules)
         if is_final and self.config.preview.enabled:
             self.preview(step)
-        self.writer.write_card(path)
+            self.writer.write_card(path)
         return path
+
+    def save_between(self, step: int) -> None:
+        """Write a result while the training goes on; one that is of no use yet is a warning."""
+        try:
+            self.save(step, is_final=False)
+        except FormatError as error:
+            self.events.emit(Warned(text=f"The result after step {step} is of no use yet: {error}"))
+
+    def _publish(self, step: int, path: Path, num_modules: int) -> None:
+        """Ask the host to use the result; when it fails the file is there all the same."""
+        try:
+            published = self.lender.surroundings.publish(path, self.method.artefact_kind, num_modules)
+        except HostError as error:
+            self.events.emit(Warned(text=f"{path.name} is saved, but the WebUI was not told: {error}"))
+            return
+        if published is not None:
+            self.events.emit(
+                ResultPublished(step=step, path=str(path), text=published.text, is_usable=published.is_usable)
+            )
 
     def preview(self, step: int) -> None:
         """Draw the previews; a failure is a warning, the training goes on. A stop ends the drawing."""
@@ -254,14 +325,14 @@ class _Session:
                 path, grid = self.previewer.draw(step)
         except JobStopped:
             return
-        except (ExtensionError, RuntimeError, OSError) as error:
+        except (ExtensionError, RuntimeError, OSError, MemoryError) as error:
             self.events.emit(Warned(text=f"No preview after step {step}: {error}"))
             return
         self.events.emit(PreviewReady(step=step, path=str(path), grid_path=str(grid)))
 
     def validate(self, step: int) -> None:
-        """Measure the loss at fixed noise and say so."""
-        with self._averaged(), torch.no_grad():
+        """Measure the loss at fixed noise, without dropout, and say so."""
+        with self._averaged(), _evaluating(self.trainable.module), torch.no_grad():
             loss = validation_loss(self.prepared, self.conditioner, self.config.training.seed)
         self.events.emit(ValidationMeasured(step=step, loss=loss))
 

@@ -7,6 +7,7 @@ displaced. Two threads on two cores of which one was busy took six times as long
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,13 +34,24 @@ def choose_num_threads(requested: int = 0, *, num_cores: int | None = None, num_
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with `count` threads; the number from before comes back."""
+    """Inside, torch computes with `count` threads in this thread; the number from before comes back.
+
+    Torch keeps a number for each thread, and one for threads that have not computed yet. Setting the first sets the
+    second too, so another thread puts that back: a host's new threads must not take over the number of a job.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    _set_here_only(count, before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _set_here_only(count: int, elsewhere: int) -> None:
+    torch.set_num_threads(count)
+    other = threading.Thread(target=torch.set_num_threads, args=(elsewhere,))
+    other.start()
+    other.join()
 
 
 def allowed_cores() -> int:

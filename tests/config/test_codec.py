@@ -157,3 +157,19 @@ def test_config_does_not_import_torch() -> None:
 
     code = "import extensions_lib.config.codec, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"method": ["lora"]}, "method.kind"),
+        ({"method": {"kind": ["lora"]}}, "method.kind"),
+        ({"method": {"kind": {}}}, "method.kind"),
+        ({"preset": ["lora_style"]}, "preset"),
+        ({"preset": {"a": 1}}, "preset"),
+        ({"training": {"seed": 10**400}}, "training.seed"),
+        ({"method": {"kind": "lora", "alpha": -(10**400)}}, "method.alpha"),
+    ],
+)
+def test_values_that_cannot_be_looked_up_or_counted_are_mistakes_too(change: dict[str, Any], path: str) -> None:
+    assert path in problems(minimal(**change))

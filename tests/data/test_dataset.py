@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from extensions_lib.data.dataset import find_pictures, scan_folder
+from extensions_lib.data.dataset import NoUsablePictures, find_pictures, scan_folder
 from extensions_lib.data.fitted import load_fitted, to_tensor
 from extensions_lib.data.images import UnusablePicture
 from extensions_lib.errors import DatasetError, JobStopped
@@ -199,8 +199,10 @@ def test_no_decoded_picture_stays_in_memory(tmp_path) -> None:
 def test_a_folder_without_usable_pictures_says_what_was_found(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.txt").write_text("cat")
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(NoUsablePictures) as caught:
         scan_folder(tmp_path)
+    assert [str(skipped) for skipped in caught.value.skipped] == ["a.png: empty file (0 bytes)"]
+    assert caught.value.num_ignored == 1
     assert caught.value.message == (
         f"The folder {tmp_path} holds no usable picture: 1 unusable (a.png: empty file (0 bytes)) and 1 other files."
     )

@@ -18,9 +18,9 @@ from PIL import Image
 
 from extensions_lib.config.codec import load
 from extensions_lib.config.job import TrainJobConfig
-from extensions_lib.config.presets import merge
+from extensions_lib.config.preview import PreviewPrompt
 from extensions_lib.control import JobControl
-from extensions_lib.errors import OutputError, TrainingError
+from extensions_lib.errors import FormatError, OutputError, TrainingError
 from extensions_lib.events import (
     CheckpointSaved,
     Event,
@@ -36,35 +36,13 @@ from extensions_lib.events import (
 from extensions_lib.formats.safetensors_io import read_header, read_tensors
 from extensions_lib.jobs.run import Outcome, resume, start
 from extensions_lib.jobs.store import RunFolder
+from extensions_lib.preview.record import read_prompts
 from extensions_lib.training.precision import cpu_has_bf16
 from extensions_lib.training.run_state import load_newest
 
 LORA = {"kind": "lora", "rank": 2, "alpha": 2.0, "layer_filter": "attn2", "train_text_encoder": False}
 LORA_EVERYTHING = {**LORA, "layer_filter": "", "train_text_encoder": True, "dropout": 0.2}
 EMBEDDING = {"kind": "textual_inversion", "vectors_per_token": 2, "initializer_text": "red"}
-
-
-@pytest.fixture
-def job(tmp_path: Path, pictures: Path, practice_model: Path) -> Callable[..., dict[str, Any]]:
-    def make(**changes: Any) -> dict[str, Any]:
-        table = {
-            "name": "zbadge",
-            "base_model": str(practice_model),
-            "dataset": {"folder": str(pictures), "resolution_px": 64, "caption_template": "[filewords]"},
-            "method": LORA,
-            "training": {
-                "max_train_steps": 6,
-                "train_batch_size": 2,
-                "state_every_steps": 1,
-                "num_threads": 1,
-                "mixed_precision": "fp32",
-            },
-            "preview": {"enabled": False},
-            "output": {"folder": str(tmp_path / "out"), "runs_folder": str(tmp_path / "runs")},
-        }
-        return merge(table, changes) | ({"method": changes["method"]} if "method" in changes else {})
-
-    return make
 
 
 def run(table: dict[str, Any], control: JobControl | None = None) -> tuple[Outcome, list[Event]]:
@@ -156,12 +134,14 @@ def test_step_zero_preview_equals_the_base_and_the_last_does_not(job: Callable[.
             pixels[name] = image.tobytes()
     assert pixels["base"] == pixels["000000"]
     assert pixels["base"] != pixels["000006"]
+    assert read_prompts(previews) == (PreviewPrompt(prompt="a [name]", num_steps=2),)
 
 
-def test_previews_do_not_change_the_training(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_statement_22_previews_do_not_change_the_training(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     plain, _ = run(job(output=elsewhere(tmp_path, "plain")))
     drawn, _ = run(job(preview={"enabled": True, "every_steps": 1, "prompts": [{"prompt": "x", "num_steps": 2}]}))
     assert losses(plain.run_folder) == losses(drawn.run_folder)
+    assert same_tensors(plain.path, drawn.path)
 
 
 @pytest.mark.parametrize("method", [LORA_EVERYTHING, EMBEDDING], ids=["lora", "embedding"])
@@ -188,7 +168,7 @@ def test_resume_twice_equals_straight(
         assert all(torch.equal(left.tensors[owner][name], right.tensors[owner][name]) for name in left.tensors[owner])
 
 
-def test_kill_9_and_resume_equals_straight(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_statement_17_kill_9_and_resume_equals_straight(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     steps = {"max_train_steps": 8, "state_every_steps": 2, "gradient_accumulation_steps": 2, "save_every_steps": 4}
     straight, _ = run(job(training=steps, output=elsewhere(tmp_path, "a")))
     table = job(training=steps)
@@ -442,6 +422,20 @@ def test_a_failed_preview_is_a_warning(job: Callable[..., dict[str, Any]], monke
         "No preview after step 1: latents are not finite",
     }
     assert not of(events, PreviewReady)
+
+
+def test_a_save_before_anything_is_learnt_is_a_warning(job: Callable[..., dict[str, Any]]) -> None:
+    """A slow warm-up leaves the half precision file of the first step zero."""
+    optimizer = {"learning_rate": 1e-8, "lr_scheduler": "constant"}
+    table = job(optimizer=optimizer, training={"save_every_steps": 1, "max_train_steps": 2})
+    control = JobControl()
+    events: list[Event] = []
+    with pytest.raises(FormatError, match="holds only zeros"):
+        start(load(table), control, (events.append,))
+    assert [event.text.partition(":")[0] for event in of(events, Warned)] == [
+        "The result after step 1 is of no use yet"
+    ]
+    assert [event.step for event in of(events, StepCompleted)] == [1, 2]
 
 
 def test_gradient_checkpointing_changes_no_loss(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from extensions_lib.methods.base import Trainable, TrainMethod
 from extensions_lib.methods.lora import Lora
 from extensions_lib.methods.textual_inversion import TextualInversion
 from extensions_lib.models.bundle import ModelBundle
-from extensions_lib.models.load import load_bundle
+from extensions_lib.models.load import load_bundle, outline_bundle
 from extensions_lib.models.text import batch_chunks, encode_text
 
 METHODS = {
@@ -228,3 +228,24 @@ def test_row_norms_are_capped_after_an_update(shared_bundle: ModelBundle) -> Non
 def _no_leftovers(shared_bundle: ModelBundle) -> Iterator[None]:
     yield
     assert not any(module._forward_hooks for part in shared_bundle.parts.values() for module in part.modules())
+
+
+def test_the_parameters_are_counted_without_weights(
+    shared_bundle: ModelBundle, practice_model: Path, method: TrainMethod
+) -> None:
+    with method.attach(shared_bundle, "zbadge", generator()) as trainable:
+        number = sum(parameter.numel() for parameter in trainable.parameters())
+    assert method.count_parameters(shared_bundle) == method.count_parameters(outline_bundle(practice_model)) == number
+
+
+def test_the_ranks_of_a_file_to_go_on_from_count(
+    shared_bundle: ModelBundle, practice_model: Path, tmp_path: Path
+) -> None:
+    small, path = Lora(rank=2, alpha=1.0), tmp_path / "small.safetensors"
+    with small.attach(shared_bundle, "zbadge", generator()) as trainable:
+        exported = small.export(moved(trainable), ArtefactInfo(output_name="small", steps=3))
+    write_atomic(path, exported.tensors, exported.metadata)
+    outline = outline_bundle(practice_model)
+    assert Lora(rank=64, start_from=path).count_parameters(outline) == small.count_parameters(outline)
+    with pytest.raises(KeyMismatchError, match="does not train"):
+        Lora(rank=64, layer_filter="attn2", start_from=path).count_parameters(outline)

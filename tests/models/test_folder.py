@@ -12,7 +12,7 @@ from torch import Tensor
 from extensions_lib.errors import KeyMismatchError, ModelError, UnsupportedModelError
 from extensions_lib.formats.safetensors_io import read_tensors, write_atomic
 from extensions_lib.models.ldm import bundle_to_ldm
-from extensions_lib.models.load import load_bundle
+from extensions_lib.models.load import load_bundle, outline_bundle
 from extensions_lib.models.vocabulary import find_bpe_file, read_bpe
 
 from .conftest import TinyModel
@@ -140,3 +140,16 @@ def test_incomplete_folders_are_explained(folder: Path) -> None:
     (folder / "model_index.json").unlink()
     with pytest.raises(ModelError, match="no model_index.json"):
         load_bundle(folder)
+
+
+def test_the_outline_of_a_folder(folder: Path) -> None:
+    outline, bundle = outline_bundle(folder), load_bundle(folder)
+    for part, module in outline.parts.items():
+        assert {name: p.shape for name, p in module.named_parameters()} == {
+            name: p.shape for name, p in bundle.parts[part].named_parameters()
+        }
+        assert {p.device.type for p in module.parameters()} == {"meta"}
+    for file in (folder / "vae").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(ModelError, match="holds no weights"):
+        outline_bundle(folder)

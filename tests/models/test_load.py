@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from extensions_lib.formats.checkpoint import read_checkpoint
 from extensions_lib.formats.safetensors_io import file_sha256
 from extensions_lib.models.bundle import ModelBundle
 from extensions_lib.models.ldm import bundle_to_ldm
-from extensions_lib.models.load import load_bundle
+from extensions_lib.models.load import load_bundle, outline_bundle
 
 from .conftest import YAML, TinyModel
 
@@ -259,3 +260,24 @@ def test_global_random_state_is_left_alone(tiny_path: Path) -> None:
     state = torch.get_rng_state()
     load_bundle(tiny_path)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_outline_is_the_model_without_its_weights(tiny_path: Path, bundle: ModelBundle) -> None:
+    outline = outline_bundle(tiny_path)
+    for part, module in outline.parts.items():
+        loaded = bundle.parts[part].state_dict()
+        shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        assert shapes == {name: tensor.shape for name, tensor in loaded.items()}
+        assert {tensor.device.type for tensor in module.parameters()} == {"meta"}
+    assert outline.family == bundle.family
+    assert outline.source == replace(bundle.source, sha256="", autov1="")
+    assert outline.tokenizer.tokenize("a cat") == bundle.tokenizer.tokenize("a cat")
+
+
+def test_the_outline_is_refused_as_the_model_is(tiny: TinyModel, tiny_path: Path, write: Write) -> None:
+    path = write({name: tensor for name, tensor in tiny.tensors.items() if not name.startswith("first_stage")})
+    with pytest.raises(ModelError, match="holds no VAE"):
+        outline_bundle(path)
+    assert outline_bundle(path, vae_path=tiny_path).vae.config.scaling_factor == 0.18215
+    with pytest.raises(ModelError, match="does not exist"):
+        outline_bundle(path.with_name("gone.safetensors"))

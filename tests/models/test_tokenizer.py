@@ -128,3 +128,16 @@ def test_unusable_placeholders_are_reported_together(tokenizer: PromptTokenizer)
         tokenizer.chunks("cat", {" ": [49408], "fluffy": list(range(49408, 49484))})
     assert [problem.path for problem in caught.value.problems] == ["placeholder_token", "vectors_per_token"]
     assert "76; at most 75" in str(caught.value)
+
+
+def test_pieces_are_the_chunks_for_people(tokenizer: PromptTokenizer) -> None:
+    assert tokenizer.pieces("a Fluffy cat", {"fluffy": [49408, 49409]}) == [["a", "fluffy 1/2", "fluffy 2/2", "cat"]]
+    assert tokenizer.pieces("fluffy", {"fluffy": [49408]}) == [["fluffy"]]
+    assert tokenizer.pieces("") == [[]]
+    long = tokenizer.pieces("cat " * 80)
+    assert [len(chunk) for chunk in long] == [75, 5] and {token for chunk in long for token in chunk} == {"cat"}
+
+
+def test_what_is_no_text_is_told(tokenizer: PromptTokenizer) -> None:
+    assert tokenizer.left_out("a cat <lora:x:1>, <b> <HYPERNET:y:1>") == ["<lora:x:1>", "<HYPERNET:y:1>"]
+    assert tokenizer.pieces("a cat <lora:x:1>") == [["a", "cat"]]

@@ -16,6 +16,7 @@ from extensions_lib.training.memory import (
     peak_memory_gib,
     peak_resident_gib,
     reset_peak_memory,
+    total_memory_gib,
 )
 
 MIB_128 = 128 * 2**20
@@ -130,3 +131,15 @@ def test_tensors_of_the_failed_computation_are_released():
 )
 def test_the_hint_names_what_can_still_be_changed(settings, expected):
     assert memory_hint(*settings) == expected
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="needs Linux")
+def test_all_the_memory_of_the_machine():
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
+    assert total_memory_gib("cpu") == pytest.approx(kibibytes / 2**20)
+
+
+def test_the_memory_of_a_system_that_does_not_tell(monkeypatch):
+    monkeypatch.delattr("os.sysconf")
+    assert total_memory_gib("cpu") is None

@@ -1,6 +1,7 @@
 """How many threads are used."""
 
 import os
+import threading
 
 import pytest
 import torch
@@ -164,3 +165,20 @@ def test_busy_cores_is_unknown_without_proc(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="needs Linux")
 def test_busy_cores_on_this_machine():
     assert 0 <= busy_cores(0.05) <= len(affinity())
+
+
+def number_in_a_new_thread() -> int:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_threads_that_others_start_keep_their_number() -> None:
+    before = torch.get_num_threads()
+    with num_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        assert number_in_a_new_thread() == before
+    assert torch.get_num_threads() == before
+    assert number_in_a_new_thread() == before

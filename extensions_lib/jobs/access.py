@@ -1,0 +1,123 @@
+"""What a user of the page or the API may name in a job. The command line's own user may name anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.job import TrainJobConfig
+from ..errors import AccessError, ConfigError, Problem
+from ..ports import AccessPolicy, Host
+
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+MAX_NAME_LENGTH = 100
+# What Windows takes for a device, whatever the ending.
+DEVICES = frozenset(
+    {"aux", "con", "nul", "prn", *(f"{kind}{number}" for kind in ("com", "lpt") for number in range(10))}
+)
+
+
+@dataclass(frozen=True)
+class NamedPath:
+    """A path that a job names: the setting and the path; `holds_weights` when it is read as a model file."""
+
+    setting: str
+    path: Path
+    holds_weights: bool = False
+
+
+def check_access(config: TrainJobConfig, policy: AccessPolicy, host: Host) -> None:
+    """Refuse what `policy` does not allow, links followed, and names that are no plain file names.
+
+    A path is accepted below one of the policy's roots, below one of the host's own folders, or when the host lists it;
+    with `hide_paths` the roots do not count. Raises AccessError, or ConfigError for a name.
+    """
+    check_name(config.name)
+    listed = {model.path.resolve() for model in host.base_models()}
+    for named in named_paths(config):
+        path = _resolved(named)
+        if path in listed:
+            continue
+        if not _is_within(path, policy, host):
+            raise _refused(named, policy)
+        if named.holds_weights and not policy.allow_pickles and has_pickles(path):
+            raise AccessError(
+                f"{named.setting} names a pickle, {_shown(named, policy)}, which could run code.",
+                "Use a .safetensors file, or a model that the WebUI lists.",
+            )
+
+
+def check_name(name: str) -> None:
+    """Refuse names that make no plain file on every system. Raises ConfigError."""
+    stem = name.partition(".")[0].strip().lower()
+    if name.startswith(".") or name.endswith((".", " ")) or not name.isprintable() or stem in DEVICES:
+        problem = f"is {name!r}, accepted are plain file names without an ending"
+    elif len(name) > MAX_NAME_LENGTH:
+        problem = f"has {len(name)} signs, accepted are up to {MAX_NAME_LENGTH}"
+    else:
+        return
+    raise ConfigError([Problem("name", problem)])
+
+
+def named_paths(config: TrainJobConfig) -> Iterator[NamedPath]:
+    """Every path in a job's settings."""
+    dataset, output = config.dataset, config.output
+    yield NamedPath("base_model", Path(config.base_model), holds_weights=True)
+    yield NamedPath("dataset.folder", Path(dataset.folder))
+    yield NamedPath("output.folder", Path(output.folder))
+    yield NamedPath("output.runs_folder", Path(output.runs_folder))
+    if config.vae:
+        yield NamedPath("vae", Path(config.vae), holds_weights=True)
+    if dataset.validation_folder:
+        yield NamedPath("dataset.validation_folder", Path(dataset.validation_folder))
+    if config.method.start_from:
+        yield NamedPath("method.start_from", Path(config.method.start_from), holds_weights=True)
+    if is_template_path(dataset.caption_template):
+        yield NamedPath("dataset.caption_template", Path(dataset.caption_template).expanduser())
+
+
+def is_template_path(template: str) -> bool:
+    """Whether a caption template is the path of a file rather than a text or the name of a built-in one."""
+    from ..data.caption_maker import BUILTIN_TEMPLATES, FILEWORDS, NAME
+
+    return bool(template) and template not in BUILTIN_TEMPLATES and NAME not in template and FILEWORDS not in template
+
+
+def has_pickles(path: Path) -> bool:
+    """Whether a model file is a pickle, or a model folder holds one."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return any(file.suffix.lower() in PICKLES for file in files)
+
+
+def _resolved(named: NamedPath) -> Path:
+    try:
+        return named.path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a NUL in it, or links in a circle
+        raise AccessError(f"{named.setting} is no usable path: {error}.", "Give another path.") from error
+
+
+def _is_within(path: Path, policy: AccessPolicy, host: Host) -> bool:
+    if policy.roots is None and not policy.hide_paths:
+        return True
+    folders = host.folders()
+    own = (*folders.results.values(), folders.checkpoints, folders.work)
+    roots = own if policy.hide_paths else (*own, *(policy.roots or ()))
+    return any(path.is_relative_to(root.resolve()) for root in roots)
+
+
+def _refused(named: NamedPath, policy: AccessPolicy) -> AccessError:
+    if policy.hide_paths or policy.roots is None:
+        return AccessError(
+            f"{named.setting} names a path of your own, which this WebUI does not accept.",
+            "Choose from what the page offers, or put the pictures into Train Studio's own folder.",
+        )
+    roots = ", ".join(map(str, policy.roots)) or "none"
+    return AccessError(
+        f"{named.setting} is {_shown(named, policy)}, which lies outside the folders that may be used: {roots}.",
+        "Put the files below one of them, or let the WebUI's owner add a folder in the settings.",
+    )
+
+
+def _shown(named: NamedPath, policy: AccessPolicy) -> str:
+    return named.path.name if policy.hide_paths else str(named.path)
