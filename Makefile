@@ -5,6 +5,7 @@
 #   make demo PYTHON=python3.10
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu    (a small torch on Linux without an NVIDIA GPU)
 #   make test PIP_ARGS="--no-index --find-links wheels" PYTEST_ARGS="-x -k lora"
+#   make ui UI_ARGS="--port 7870 --folder my-studio"
 #   make test-forge FORGE_TORCH=torch==2.3.1
 #   make test-a1111 A1111_PYTHON=/path/to/python3.10
 
@@ -18,6 +19,7 @@ FORGE_TORCH ?= $(shell grep ^torch requirements/torch.txt)
 TORCH_INDEX ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+UI_ARGS ?=
 
 NAME_ONE := ; name one with: make PYTHON=/path/to/python3.11
 RUN := .venv/bin/python
@@ -28,11 +30,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: demo test test-hosts test-a1111 test-forge lint bench clean
+.PHONY: demo ui test test-hosts test-a1111 test-forge lint bench clean
 .NOTPARALLEL:
 
 demo: .venv/.installed
-	$(RUN) -m extensions_lib demo
+	$(RUN) -m extensions_lib demo studio
+
+ui: .venv/.installed
+	$(RUN) -m extensions_lib ui $(UI_ARGS)
 
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) -m pytest tests --ignore=tests/host $(PYTEST_ARGS)
@@ -49,7 +54,7 @@ bench: .venv/.installed-dev
 	$(RUN) -m benchmarks.run
 
 clean:
-	rm -rf .venv .venv-a1111 .venv-forge .pytest_cache .ruff_cache build dist *.egg-info demo
+	rm -rf .venv .venv-a1111 .venv-forge .pytest_cache .ruff_cache build dist *.egg-info demo studio
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first: installed alone, pip takes the build the machine's index offers. no-deps last: see that file.

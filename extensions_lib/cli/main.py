@@ -10,6 +10,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -93,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     command("settings", _settings, "Print the reference table of all settings.")
     demo = command("demo", _demo, "Train the practice model on its practice subject and draw the result.")
     demo.add_argument("--folder", type=Path, default=Path("demo"))
+    page = command("ui", _ui, "Serve the page without a WebUI, filled in for the practice model.")
+    page.add_argument("--port", type=int, default=7861)
+    page.add_argument("--listen", action="store_true", help="let other machines use it; they see the folder only")
+    page.add_argument("--folder", type=Path, default=Path("studio"), help="where results, runs and checkpoints are")
+    page.add_argument("--user", type=_user, action="append", default=[], metavar="NAME:PASSWORD", help="a login")
     export = command("export-practice-model", _export, "Copy the practice model into a WebUI's checkpoint folder.")
     export.add_argument("folder", type=Path)
     return parser
@@ -162,6 +168,40 @@ def _export(options: argparse.Namespace) -> int:
     for path in export_practice_model(options.folder):
         print(path)
     return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from ..host.standalone import serve
+
+    page = serve(options.folder, port=options.port, listen=options.listen, users=options.user)
+    asked = _asked_to_end()
+    print(f"Train Studio is at {page.url}; Ctrl-C ends it.", flush=True)
+    while not asked.wait(0.5):
+        pass
+    print("\nEnding; a job at work is stopped and saved first. Press Ctrl-C again to end at once.", file=sys.stderr)
+    page.close()
+    return 0
+
+
+def _asked_to_end() -> threading.Event:
+    """Set by Ctrl-C or when the process is asked to end; both act at once the second time."""
+    asked = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return asked
+
+
+def _user(text: str) -> tuple[str, str]:
+    name, colon, password = text.partition(":")
+    if not (name and colon and password):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:PASSWORD")
+    return name, password
 
 
 def _exit_code(outcome: Outcome) -> int:

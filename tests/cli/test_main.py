@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -134,6 +135,34 @@ def test_the_practice_model_is_exported_with_all_a_webui_needs(
     from transformers import CLIPTokenizer
 
     assert CLIPTokenizer.from_pretrained(str(clip))("a cat")["input_ids"] == [49406, 320, 2368, 49407]
+
+
+def test_ui_serves_the_page_until_it_is_ended(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-W", "ignore", "-m", "extensions_lib", "ui", "--port", str(port), "--folder", str(tmp_path),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in process.stdout if line.startswith("Train Studio is at"))
+        assert line == f"Train Studio is at http://127.0.0.1:{port}/; Ctrl-C ends it.\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    assert "Ending; a job at work is stopped and saved first." in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("user", ["ann", "ann:", ":word"])
+def test_a_login_without_name_or_password_is_refused(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["ui", "--user", user])
+    assert f"{user!r} is not NAME:PASSWORD" in capsys.readouterr().err
 
 
 def test_ctrl_c_once_stops_and_saves(tmp_path: Path, pictures: Path, practice_model: Path) -> None:

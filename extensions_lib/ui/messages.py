@@ -1,0 +1,31 @@
+"""What the page says after a button: one block, everything escaped."""
+
+from __future__ import annotations
+
+from html import escape
+
+from ..errors import ConfigError, ExtensionError
+from .fields import label_of
+
+
+def done_html(text: str) -> str:
+    """A plain sentence."""
+    return f'<div class="ts-message" role="status">{escape(text)}</div>'
+
+
+def error_html(error: ExtensionError, kind: str) -> str:
+    """Every problem of an error, with the labels of the controls it names for this method, and what to do."""
+    if isinstance(error, ConfigError):
+        items = "".join(f"<li>{_problem(each.path, each.text, kind)}</li>" for each in error.problems)
+        head = "One setting is wrong:" if len(error.problems) == 1 else f"{len(error.problems)} settings are wrong:"
+        body = f"<strong>{head}</strong><ul>{items}</ul>"
+    else:
+        body = f"<strong>{escape(error.message)}</strong>"
+    hint = f"<p>{escape(error.hint)}</p>" if error.hint else ""
+    return f'<div class="ts-message ts-error" role="alert">{body}{hint}</div>'
+
+
+def _problem(path: str, text: str, kind: str) -> str:
+    label = label_of(path, kind)
+    name = f"<b>{escape(label)}</b>" if label else f"<code>{escape(path)}</code>"
+    return f"{name}: {escape(text)}"

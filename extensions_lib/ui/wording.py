@@ -1,0 +1,82 @@
+"""What settings, methods and start values are called on the page; what is not named here is called by its own name."""
+
+from __future__ import annotations
+
+METHOD_TEXT = (
+    "LoRA: learns a person, an object or a style best; called with <lora:name:1>. "
+    "Embedding: a new word in a tiny file; can only mix what the checkpoint already knows."
+)
+PURPOSES = {
+    "lora_character": "Person or character",
+    "lora_object": "Object",
+    "lora_style": "Style",
+    "lora_quick_look": "Quick look",
+    "embedding_subject": "Person, character, object",
+    "embedding_style": "Style",
+    "embedding_quick_look": "Quick look",
+    "embedding_webui": "As the WebUI's own Train tab does it",
+}
+SECTIONS = {
+    "job": "Job",
+    "method": "Method",
+    "training": "Training",
+    "optimizer": "Optimizer",
+    "dataset": "Pictures and captions",
+    "preview": "Previews",
+    "output": "Result",
+}
+
+LABELS = {
+    "job.base_model": "Base checkpoint",
+    "job.vae": "VAE file",
+    "dataset.folder": "Pictures: a folder",
+    "dataset.validation_folder": "Folder of pictures to measure with",
+    "dataset.recursive": "Sub-folders too",
+    "dataset.repeats": "Repeats of each picture",
+    "dataset.use_buckets": "Keep the shape of pictures",
+    "dataset.allow_upscale": "Enlarge small pictures",
+    "dataset.flip": "Mirror pictures at random",
+    "dataset.use_alpha_masks": "Use transparency as a mask",
+    "dataset.unmasked_weight": "Weight of the transparent part",
+    "dataset.background_color": "Background colour",
+    "textual_inversion.start_from": "Embedding to go on from",
+    "lora.start_from": "LoRA to go on from",
+    "lora.alpha": "Alpha",
+    "lora.train_text_encoder": "Train the text encoder too",
+    "training.max_train_steps": "Length of the run",
+    "training.train_batch_size": "Batch size",
+    "training.gradient_accumulation_steps": "Gradient accumulation",
+    "training.save_every_steps": "Save a result every",
+    "training.state_every_steps": "Save the state every",
+    "training.validation_every_steps": "Measure the loss every",
+    "training.num_threads": "CPU threads",
+    "training.max_grad_norm": "Gradient norm limit",
+    "training.min_snr_gamma": "Min-SNR gamma",
+    "training.ema_decay": "EMA decay",
+    "optimizer.lr_scheduler": "Learning rate schedule",
+    "optimizer.lr_warmup_ratio": "Warm-up ratio",
+    "optimizer.min_lr_ratio": "Lowest learning rate ratio",
+    "optimizer.lr_num_cycles": "Cycles of the schedule",
+    "optimizer.lr_power": "Power of the schedule",
+    "preview.every_steps": "Preview every",
+    "preview.enabled": "Draw previews",
+    "preview.at_start": "Preview before the first step",
+    "preview.prompts": "Preview prompts, one a line",
+    "output.overwrite": "Replace a result of the same name",
+    "output.dtype": "Number format of the file",
+    "output.description": "Description on the card",
+    "output.negative_text": "Negative text of the card",
+    "output.preferred_weight": "Weight on the card",
+    "output.include_captions": "Write tag counts into the file",
+}
+PREVIEW_PROMPTS_TEXT = (
+    "[name] becomes the trigger word. Empty: one picture of '[name]'. A line such as "
+    '{"prompt": "a [name]", "seed": 3} has settings of its own.'
+)
+
+
+def words_of(name: str, unit: str) -> str:
+    """'Bucket step' for 'bucket_step_px': a setting's name as words, without its unit."""
+    words = name.removesuffix(f"_{unit}") if unit else name
+    words = words.removeprefix("num_").replace("_", " ")
+    return words[:1].upper() + words[1:]
