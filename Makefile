@@ -1,4 +1,4 @@
-# make demo | test | test-hosts | lint | bench | clean
+# make demo | ui | test | test-hosts | lint | bench | clean
 #
 # Each target makes its own virtual environment in .venv, once; test-hosts makes two more (.venv-a1111, .venv-forge) with
 # the versions that the WebUI and Forge pin, and runs the same tests in each. Overridable, for instance:
@@ -34,7 +34,7 @@ export GRADIO_ANALYTICS_ENABLED ?= False
 .NOTPARALLEL:
 
 demo: .venv/.installed
-	$(RUN) -m extensions_lib demo studio
+	$(RUN) -m extensions_lib demo
 
 ui: .venv/.installed
 	$(RUN) -m extensions_lib ui $(UI_ARGS)

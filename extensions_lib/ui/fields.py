@@ -67,7 +67,7 @@ class Field:
         if self.key == PROMPTS:
             return PREVIEW_PROMPTS_TEXT
         option = self.setting.option
-        if option.help.rstrip(".") == self.label:
+        if option.help.rstrip(".") == self.label.partition(" [")[0]:
             return ""
         if option.min is None or option.max is None or option.max > LARGE:
             return option.help

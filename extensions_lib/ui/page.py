@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def standalone_page(tab: gr.Blocks, title: str) -> gr.Blocks:
 def serve_page(page: gr.Blocks, server_name: str, port: int, users: Sequence[tuple[str, str]]) -> Served:
     """Serve `page` in threads of its own and return at once. Raises ConfigError when the port is taken."""
     try:
+        _try_port(server_name, port)
         app, url, _ = page.launch(
             server_name=server_name,
             server_port=port,
@@ -54,6 +56,13 @@ def serve_page(page: gr.Blocks, server_name: str, port: int, users: Sequence[tup
         problem = Problem("port", f"is {port}, which is in use or may not be used")
         raise ConfigError([problem], "Choose another.") from error
     return Served(url, app, lambda: page.close(verbose=False))
+
+
+def _try_port(server_name: str, port: int) -> None:
+    """Raises OSError when the port is taken. gradio asks the same way, but leaves the socket of a failed try open."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((server_name, port))
 
 
 def _add_assets() -> str:

@@ -62,6 +62,7 @@ LABELS = {
     "preview.enabled": "Draw previews",
     "preview.at_start": "Preview before the first step",
     "preview.prompts": "Preview prompts, one a line",
+    "prompt.num_steps": "Denoising steps",
     "output.overwrite": "Replace a result of the same name",
     "output.dtype": "Number format of the file",
     "output.description": "Description on the card",
