@@ -1,4 +1,4 @@
-"""All runs: what was interrupted, what waits, what was."""
+"""All runs: what was interrupted, what waits, what was. The first stands above the shown job, where it is seen."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ COLUMNS = ("", "Run", "Started", "Method", "State", "Steps", "Loss", "")
 
 
 def history(statuses: Sequence[JobStatus], shown: JobStatus | None) -> str:
-    """The fragment: interrupted runs first, then the queue, then the runs as given, the `shown` one marked.
+    """The fragment: the queue, then the runs as given, the `shown` one marked.
 
     A run at work has no figures here: they change with every step, and the whole list would be sent with them.
     """
-    interrupted = [status for status in statuses if status.state == "interrupted"]
     queue = [status for status in statuses if status.state == "queued"]
     runs = [status for status in statuses if status.state != "queued"]
-    return (
-        part("interrupted", "".join(map(_banner, interrupted)))
-        + part("queue", _queue(queue), "Queue")
-        + part("runs", _runs(runs, shown.job_id if shown else ""), "Runs")
-    )
+    return part("queue", _queue(queue), "Queue") + part("runs", _runs(runs, shown.job_id if shown else ""), "Runs")
+
+
+def banners(statuses: Sequence[JobStatus]) -> str:
+    """A line for each interrupted run, with the way to go on."""
+    interrupted = [status for status in statuses if status.state == "interrupted"]
+    return part("interrupted", "".join(map(_banner, interrupted)))
 
 
 def _banner(status: JobStatus) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from ..errors import ExtensionError, UnknownJobError
 from ..jobs.status import JobStatus
 from .chart import loss_chart, smoothed, smoothing_window
-from .history import history
+from .history import banners, history
 from .markup import (
     ask_button,
     attributes,
@@ -94,7 +94,8 @@ class LivePage:
             text = "No training yet. Choose pictures and a preset, then start: progress and previews appear here."
             return part("head", f'<p class="ts-note">{text}</p>', **marks)
         return (
-            part("head", _head(status) + self._elsewhere(status), **marks)
+            banners(self._manager.statuses())
+            + part("head", _head(status) + self._elsewhere(status), **marks)
             + part("progress", _progress(status))
             + part("messages", _messages(status))
             + part("actions", _actions(status))

@@ -155,7 +155,7 @@ def test_requests_reach_the_running_job(manager: JobManager, job: Callable[..., 
     assert manager.status("zbadge").step == paused.step
     manager.ask("zbadge", "save")
     manager.ask("zbadge", "resume")
-    saved = until(manager, "zbadge", lambda status: bool(status.results))
+    saved = until(manager, "zbadge", lambda status: bool(status.results and status.results[0].published))
     assert saved.results[0].step == paused.step + 1
     assert (saved.results[0].published, saved.results[0].is_usable) == ("visible", True)
     manager.ask("zbadge", "stop")

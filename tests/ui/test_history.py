@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from extensions_lib.events import PreviewReady, TrainingFinished
+from extensions_lib.ui.history import banners
 from extensions_lib.ui.live import LivePage
 from extensions_lib.ui.markup import moment
 from extensions_lib.ui.wording import PURPOSES
@@ -25,6 +26,10 @@ def manager(tmp_path: Path) -> FakeManager:
 
 def history(manager: FakeManager, selected: str = "") -> str:
     return LivePage(manager, SimpleNamespace(has_prompt=True)).fragment("history", selected)[1]
+
+
+def live(manager: FakeManager) -> str:
+    return LivePage(manager, SimpleNamespace(has_prompt=True)).fragment("live", "")[1]
 
 
 def add(manager: FakeManager, name: str, state: str, num_steps: int = 4) -> None:
@@ -50,8 +55,8 @@ def test_without_runs_it_says_so(manager: FakeManager) -> None:
 def test_interrupted_runs_come_first_with_resume_and_forget(manager: FakeManager) -> None:
     add(manager, "fine", "completed")
     add(manager, "gone", "interrupted", 340)
-    text = history(manager)
-    assert list(parts(text)) == ["interrupted", "runs"]
+    text = live(manager)
+    assert next(iter(parts(text))) == "interrupted"
     banner = Elements(parts(text)["interrupted"])
     assert banner.with_class("ts-banner") == ["Run gone was interrupted at step 340 of 1200.ResumeForget"]
     buttons = banner.buttons()
@@ -63,7 +68,7 @@ def test_interrupted_runs_come_first_with_resume_and_forget(manager: FakeManager
 
 def test_a_run_interrupted_while_preparing(manager: FakeManager) -> None:
     add(manager, "gone", "interrupted", 0)
-    assert "interrupted before the first step." in history(manager)
+    assert "interrupted before the first step." in live(manager)
 
 
 def test_the_queue_is_in_its_order_and_can_be_left(manager: FakeManager) -> None:
@@ -144,6 +149,6 @@ def test_everything_from_outside_is_escaped(manager: FakeManager) -> None:
     for name, state in (("a", "interrupted"), ("b", "queued"), ("c", "completed")):
         add(manager, name, state)
         manager.change(name, job_id=EVIL, name=EVIL, preset=EVIL, method=EVIL, preview_steps=(1,))
-    text = history(manager)
+    text = banners(manager.statuses()) + history(manager)
     assert not [attrs for _, attrs in Elements(text).tags if "onerror" in attrs]
     assert "<img src=x" not in text

@@ -136,7 +136,7 @@ BUTTONS = {
     "stopped": ENDED,
     "discarded": ENDED,
     "failed": ENDED,
-    "interrupted": ENDED,
+    "interrupted": ["Resume", "Forget", *ENDED],
 }
 
 
