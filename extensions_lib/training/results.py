@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Pa
     Raises OutputError.
     """
     folder = Path(config.output.folder)
-    probe = folder / f".{config.name}.tmp-probe"
+    probe = folder / f".{config.name}.tmp-{os.getpid()}-{threading.get_ident()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
