@@ -287,6 +287,9 @@ class JobManager:
             resume(
                 folder, active.control, (keep_end,), max_train_steps=max_train_steps, surroundings=self.host
             )  # fmt: skip
+        except ExtensionError as error:
+            logger.error("Job %s failed: %s", folder.job_id, error)
+            self._note_failure(folder, error)
         except BaseException as error:
             logger.exception("Job %s failed.", folder.job_id)
             self._note_failure(folder, error)

@@ -144,6 +144,12 @@ def failure_event(error: BaseException) -> TrainingFailed:
             message=f"Out of memory: {str(error).strip().partition(chr(10))[0] or type(error).__name__}",
             hint="Lower the batch size or the resolution, or switch gradient checkpointing on.",
         )
+    if isinstance(error, ImportError):
+        return TrainingFailed(
+            error="HostError",
+            message=f"A package that training needs cannot be imported: {error}",
+            hint="Install it again in the environment of the WebUI; its own requirements name the right version.",
+        )
     return TrainingFailed(
         error=type(error).__name__,
         message=f"The job ended with an error that should not happen: {type(error).__name__}: {error}",

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from ..errors import ExtensionError, UnknownJobError
+from ..errors import ExtensionError
 from ..jobs.status import JobStatus
 from .chart import loss_chart, smoothed, smoothing_window
 from .history import banners, history
@@ -40,9 +40,6 @@ class Jobs(Protocol):
     def statuses(self) -> tuple[JobStatus, ...]:
         """All runs, newest first."""
 
-    def status(self, job_id: str) -> JobStatus:
-        """One run. Raises UnknownJobError."""
-
     def active(self) -> str | None:
         """The job that is worked on."""
 
@@ -68,33 +65,29 @@ class LivePage:
 
         The version changes exactly when the HTML does. Raises ExtensionError for another name.
         """
+        statuses = self._manager.statuses()
         if name == "live":
-            html = self._live(selected)
+            html = self._live(statuses, selected)
         elif name == "history":
-            html = history(self._manager.statuses(), self._shown(selected))
+            html = history(statuses, self._shown(statuses, selected))
         else:
             raise ExtensionError(f"The page has no part {name!r}; it has 'live' and 'history'.")
         return hashlib.sha1(html.encode("utf-8"), usedforsecurity=False).hexdigest()[:16], html
 
-    def _shown(self, selected: str) -> JobStatus | None:
+    def _shown(self, statuses: Sequence[JobStatus], selected: str) -> JobStatus | None:
         """The selected job; else the one at work; else the newest."""
-        statuses = self._manager.statuses()
-        for job_id in (selected, self._manager.active()):
-            if job_id:
-                try:
-                    return self._manager.status(job_id)
-                except UnknownJobError:
-                    continue
-        return statuses[0] if statuses else None
+        known = {status.job_id: status for status in statuses}
+        newest = statuses[0] if statuses else None
+        return known.get(selected) or known.get(self._manager.active() or "") or newest
 
-    def _live(self, selected: str) -> str:
-        status = self._shown(selected)
-        marks = self._marks()
+    def _live(self, statuses: Sequence[JobStatus], selected: str) -> str:
+        status = self._shown(statuses, selected)
+        marks = self._marks(statuses)
         if status is None:
             text = "No training yet. Choose pictures and a preset, then start: progress and previews appear here."
             return part("head", f'<p class="ts-note">{text}</p>', **marks)
         return (
-            banners(self._manager.statuses())
+            banners(statuses)
             + part("head", _head(status) + self._elsewhere(status), **marks)
             + part("progress", _progress(status))
             + part("messages", _messages(status))
@@ -103,9 +96,8 @@ class LivePage:
             + picture_parts(status, self._manager.folder(status.job_id), self._host.has_prompt)
         )
 
-    def _marks(self) -> dict[str, object]:
+    def _marks(self, statuses: Sequence[JobStatus]) -> dict[str, object]:
         """What the page's script reads: whether to ask often, and whether the WebUI's cards are out of date."""
-        statuses = self._manager.statuses()
         count = sum(bool(saved.published) for status in statuses for saved in status.results)
         return {"data_ts_published": count, "data_ts_active": True if self._manager.active() else None}
 

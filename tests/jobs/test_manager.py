@@ -227,8 +227,9 @@ def test_statement_16_a_job_out_of_memory_says_so_and_can_go_on(
         (KeyError("a bug"), "an error that should not happen: KeyError: 'a bug'"),
         (SystemExit(3), "an error that should not happen: SystemExit: 3"),
         (DatasetError("No pictures.", "Add some."), "No pictures."),
+        (ImportError("No module named 'diffusers'"), "A package that training needs cannot be imported: No module"),
     ],
-    ids=["memory", "bug", "exit", "user"],
+    ids=["memory", "bug", "exit", "user", "package"],
 )
 def test_whatever_happens_in_a_job_is_told_and_the_next_job_runs(
     manager: JobManager,
@@ -257,7 +258,8 @@ def test_whatever_happens_in_a_job_is_told_and_the_next_job_runs(
     assert failed.state == "failed"
     assert told in failed.error
     assert sum(isinstance(event, TrainingFailed) for event in manager.events("bad", 0)) == 1
-    assert any("Job bad failed" in record.message and record.exc_info for record in caplog.records)
+    logged = [record for record in caplog.records if "Job bad failed" in record.message]
+    assert [bool(record.exc_info) for record in logged] == [not isinstance(error, (DatasetError, MemoryError))]
     bounds = [note for note in recording_host.notes if note in ("enter", "leave")]
     assert bounds == ["enter", "leave"] * 2
 
