@@ -37,11 +37,17 @@ def base_models() -> tuple[BaseModel, ...]:
     return tuple(BaseModel(info.title, Path(info.filename)) for info in tuple(sd_models.checkpoints_list.values()))
 
 
+def loaded_model() -> Any | None:
+    """The host's model if one is loaded; asking `shared.sd_model` would load one. Forge keeps a stand-in at first."""
+    from modules import sd_models
+
+    model = sd_models.model_data.sd_model
+    return model if getattr(model, "sd_checkpoint_info", None) is not None else None
+
+
 def selected_base_model() -> Path | None:
     """The chosen checkpoint, else the loaded one, else the first of the list. Loads nothing."""
     from modules import sd_models, shared
-
-    from .results import loaded_model
 
     chosen = getattr(shared.opts, "sd_model_checkpoint", None)
     found = _checkpoint_called(chosen) if chosen else None

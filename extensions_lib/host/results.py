@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import HostError
 from ..ports import Published
 from .detect import A1111, FORGE
+from .folders import loaded_model, result_folder
 
 MISSED_LORA_HINT = "Press the refresh button of the LoRA cards; if it stays away, look at the WebUI's log."
 FORGE_TEXT_ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
@@ -49,17 +50,7 @@ def clear_encoded_prompts() -> None:
                 setattr(cls, name, [None] * len(cached))
 
 
-def loaded_model() -> Any | None:
-    """The host's model if one is loaded; asking `shared.sd_model` would load one. Forge keeps a stand-in at first."""
-    from modules import sd_models
-
-    model = sd_models.model_data.sd_model
-    return model if getattr(model, "sd_checkpoint_info", None) is not None else None
-
-
 def _outside_of_folder(path: Path, kind: str) -> Published | None:
-    from .folders import result_folder
-
     folder = result_folder(kind)
     if path.resolve().is_relative_to(folder.resolve()):
         return None
