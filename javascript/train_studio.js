@@ -48,6 +48,7 @@ window.trainStudio = window.trainStudio || (() => {
         }
         line(page, "ts-connection").textContent = "";
         refreshCards();
+        showNewest();
         if (document.hidden) return POLL_MS.hidden;
         return document.querySelector("[data-ts-active]") ? POLL_MS.active : POLL_MS.idle;
     }
@@ -112,7 +113,7 @@ window.trainStudio = window.trainStudio || (() => {
         const focus = current.contains(document.activeElement) ? identity(document.activeElement) : null;
         const pictures = new Map([...current.querySelectorAll("img")].map((image) => [image.src, image]));
         const places = new Map([...current.querySelectorAll("[data-ts-keep]")].map((kept) => [kept.dataset.tsKeep, {
-            open: kept.open, left: kept.scrollLeft, isAtEnd: kept.scrollLeft + kept.clientWidth >= kept.scrollWidth - 4,
+            open: kept.open, left: kept.scrollLeft, isAtEnd: kept.tsIsUnseen || kept.scrollLeft + kept.clientWidth >= kept.scrollWidth - 4,
             value: kept.value, isTyped: kept.value !== kept.defaultValue,
         }]));
         current.replaceWith(part);
@@ -131,6 +132,16 @@ window.trainStudio = window.trainStudio || (() => {
             if (place?.open) kept.open = true;
             if (place?.isTyped) kept.value = place.value;
             kept.scrollLeft = !place || place.isAtEnd ? kept.scrollWidth : place.left;
+            kept.tsIsUnseen = kept.clientWidth === 0;
+        }
+    }
+
+    // What was made while the tab was hidden could not be scrolled.
+    function showNewest() {
+        for (const kept of document.querySelectorAll("[data-ts-keep]")) {
+            if (!kept.tsIsUnseen || kept.clientWidth === 0) continue;
+            kept.tsIsUnseen = false;
+            kept.scrollLeft = kept.scrollWidth;
         }
     }
 
@@ -262,6 +273,7 @@ window.trainStudio = window.trainStudio || (() => {
     }
 
     document.addEventListener("click", (event) => {
+        setTimeout(showNewest, 50);  // the click may have opened our tab
         const button = event.target.closest?.(CLICKABLE);
         if (!button?.closest("#tab_train_studio, #train_studio_root")) return;
         const kind = Object.keys(CLICKS).find((name) => name in button.dataset);

@@ -82,8 +82,7 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)
-        # To say that a number is no Mapping, Python asks every such class of the process: half a second in the WebUI.
-        if isinstance(below, dict) and isinstance(value, Mapping):
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
             result[key] = merge(below, value)
         else:
             result[key] = value
