@@ -18,11 +18,15 @@ from ..models.bundle import ModelBundle
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that share a learning rate; None means the optimizer's own."""
+    """Parameters that share a learning rate; None means the optimizer's own.
+
+    They are trained for the first `train_share` (0 to 1) of the run and stay as they are from then on.
+    """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     learning_rate: float | None = None
+    train_share: float = 1.0
 
 
 @dataclass
@@ -42,6 +46,15 @@ class Trainable:
     def parameters(self) -> list[nn.Parameter]:
         """Every trained parameter, in the order of the groups."""
         return [parameter for group in self.groups for parameter in group.parameters]
+
+    def before_step(self, progress: float) -> None:
+        """To be called before each step, after `progress` (0 to 1) of the run: groups whose share is over rest.
+
+        A parameter at rest takes no gradient, so no optimizer changes it, whatever its momentum or weight decay.
+        """
+        for group in self.groups:
+            for parameter in group.parameters:
+                parameter.requires_grad_(progress < group.train_share)
 
     def after_update(self) -> None:
         """To be called after each optimizer update: keeps vectors below the method's cap."""

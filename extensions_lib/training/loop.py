@@ -33,14 +33,16 @@ class TrainingLoop:
     """One optimizer update after the other.
 
     `compute_losses(step, micro_batch)` must depend on nothing but its arguments and the parameters, so that a resumed
-    run repeats exactly. `learning_rate_factor(step)` multiplies each group's base rate. `after_update(step)` gets
-    the completed steps (EMA, norm caps). `scaler` is a torch GradScaler for fp16, else None.
+    run repeats exactly. `learning_rate_factor(step)` multiplies each group's base rate. `before_step(step)` and
+    `after_update(step)` get the completed steps (groups at rest; EMA, norm caps). `scaler` is a torch GradScaler for
+    fp16, else None.
     """
 
     compute_losses: Callable[[int, int], MicroBatch]
     optimizer: torch.optim.Optimizer
     parameters: Sequence[Tensor]
     learning_rate_factor: Callable[[int], float]
+    before_step: Callable[[int], None]
     after_update: Callable[[int], None]
     actions: Actions
     events: EventStream
@@ -68,6 +70,7 @@ class TrainingLoop:
     def train_step(self, step: int) -> None:
         """One optimizer update. Raises NonFiniteLossError before the update when a loss or gradient is not finite."""
         started = time.perf_counter()
+        self.before_step(step)
         set_learning_rate(self.optimizer, self.learning_rate_factor(step))
         batches = self._accumulate(step)
         loss = self._checked_loss(step, batches)

@@ -210,6 +210,7 @@ class _Session:
             optimizer=make_job_optimizer(config, trainable, base_lr),
             parameters=trainable.parameters(),
             learning_rate_factor=factor,
+            before_step=self.before_step,
             after_update=self.after_update,
             actions=self._actions(),
             events=events,
@@ -271,6 +272,10 @@ class _Session:
                 self.validate(0)
             if self.config.preview.enabled and self.config.preview.at_start:
                 self.preview(0)
+
+    def before_step(self, step: int) -> None:
+        """What precedes every optimizer update, after `step` of them."""
+        self.trainable.before_step(step / self.config.training.max_train_steps)
 
     def after_update(self, step: int) -> None:
         """What follows every optimizer update."""

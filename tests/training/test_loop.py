@@ -8,6 +8,7 @@ from torch import Tensor
 from extensions_lib.control import JobControl
 from extensions_lib.errors import NonFiniteLossError, OutOfMemoryError
 from extensions_lib.events import Event, EventStream, PauseChanged, StepCompleted
+from extensions_lib.methods.base import ParamGroup, Trainable
 from extensions_lib.training.actions import Actions, Every, MicroBatch
 from extensions_lib.training.loop import TrainingLoop
 from extensions_lib.training.optimizer import make_optimizer
@@ -42,6 +43,7 @@ def make_loop(
     every: dict[str, int] | None = None,
     control: JobControl | None = None,
     factor: Callable[[int], float] = lambda step: 1.0,
+    before_step: Callable[[int], None] = lambda step: None,
 ) -> tuple[TrainingLoop, Tensor]:
     value = torch.nn.Parameter(torch.zeros(1)) if parameter is None else parameter
     due = {"save": 0, "state": 0, "preview": 0, "validate": 0, **(every or {})}
@@ -55,6 +57,7 @@ def make_loop(
         optimizer=make_optimizer("adamw", [{"params": [value], "lr": 0.1}], weight_decay=0.0),
         parameters=[value],
         learning_rate_factor=factor,
+        before_step=before_step,
         after_update=recorder.action("updated"),
         actions=Actions(
             save=recorder.action("save"),
@@ -218,3 +221,33 @@ def test_out_of_memory_is_explained() -> None:
 def test_every() -> None:
     assert [step for step in range(1, 8) if Every(3).due(step)] == [3, 6]
     assert not Every(0).due(0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion"])
+def test_a_group_whose_share_is_over_rests(optimizer: str) -> None:
+    """Neither momentum nor weight decay may move it, and the other group must not notice."""
+
+    def values_after_each_step(train_share: float) -> list[tuple[float, float]]:
+        one, two = (torch.nn.Parameter(torch.full((2, 2), start)) for start in (1.0, 2.0))
+        groups = (ParamGroup("one", (one,), train_share=train_share), ParamGroup("two", (two,)))
+        trainable = Trainable(torch.nn.ParameterList([one, two]), groups, trains_text_encoder=False)
+        seen = []
+
+        def compute(step: int, micro_batch: int) -> MicroBatch:
+            return MicroBatch(((one - 3).square().mean() + (two - 3).square().mean()).reshape(1), torch.ones(1), ["p"])
+
+        loop, _ = make_loop(
+            Recorder(), compute, parameter=two, before_step=lambda step: trainable.before_step(step / 4)
+        )
+        loop.optimizer = make_optimizer(
+            optimizer, [{"params": list(group.parameters), "lr": 0.1} for group in groups], weight_decay=0.1
+        )
+        loop.after_update = lambda step: seen.append((one[0, 0].item(), two[0, 0].item()))
+        loop.run()
+        return seen
+
+    whole, half = values_after_each_step(1.0), values_after_each_step(0.5)
+    assert half[:2] == whole[:2]
+    assert [one for one, _ in half[2:]] == [half[1][0]] * 2
+    assert len({one for one, _ in whole}) == 4
+    assert [two for _, two in half] == [two for _, two in whole]
