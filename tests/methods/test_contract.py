@@ -106,7 +106,8 @@ def test_only_the_trained_parameters_get_gradients(shared_bundle: ModelBundle, m
         moved(trainable)
         ids = batch_chunks([shared_bundle.tokenizer.chunks("a zbadge", trainable.tokens)], shared_bundle.tokenizer)
         states = encode_text(shared_bundle.text_encoder, ids)
-        latents = torch.randn(1, 4, 8, 8, generator=generator(9))
+        # 16 latents, so that the middle block attends over four places: over one, queries and keys have no gradient.
+        latents = torch.randn(1, 4, 16, 16, generator=generator(9))
         shared_bundle.unet(latents, torch.tensor([500]), encoder_hidden_states=states).sample.square().mean().backward()
         # The text encoder's last layer norm follows its last linear layer, so every adapter is on the way.
         assert all(
