@@ -75,11 +75,15 @@ class ValidationMeasured(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """A result file was written, read again and compared; `num_modules` is how many modules of the model it matches."""
+    """A result file was written, read again and compared; `num_modules` is how many modules of the model it matches.
+
+    `beside` are the paths of the further files that belong to it.
+    """
 
     step: int
     path: str
     num_modules: int
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
 
 def event_from_json(record: dict[str, Any]) -> Event:
     """Inverse of `Event.to_json`. Raises KeyError for an unknown event name."""
-    fields = dict(record)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(record).items()}
     return EVENT_TYPES[fields.pop("event")](**fields)
 
 

@@ -42,7 +42,7 @@ def test_a_listener_that_fails_is_logged_once_and_dropped(caplog: pytest.LogCapt
 
 
 def test_every_event_survives_json() -> None:
-    values = {"str": "x", "int": 3, "float": 0.25, "bool": True}
+    values = {"str": "x", "int": 3, "float": 0.25, "bool": True, "tuple[str, ...]": ("x", "y")}
     for cls in EVENT_TYPES.values():
         fields = {name: values[kind] for name, kind in cls.__annotations__.items()}
         event = cls(**fields, job_id="j", sequence=1, time=2.0)

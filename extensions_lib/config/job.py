@@ -19,6 +19,12 @@ class OutputConfig:
     """Where results go and what stands beside them."""
 
     folder: str = option("outputs", help="Folder for the result; in a WebUI its own folder for this kind of file.")
+    lora_folder: str = option(
+        "", help="Folder for a LoRA that is written with a checkpoint; empty: beside it.", advanced=True
+    )
+    embedding_folder: str = option(
+        "", help="Folder for an embedding that is written with another result; empty: beside it.", advanced=True
+    )
     runs_folder: str = option("runs", help="Folder for run folders: state, events, previews.")
     overwrite: bool = option(False, help="Replace a result of the same name.")
     dtype: str = option("fp16", help="Number format of a LoRA file.", choices=("fp16", "bf16", "fp32"), advanced=True)

@@ -21,15 +21,21 @@ def delete_other_results(
     """
     from ..training.results import claimed_results
 
-    kept = {Path(result.path) for result in results if result.step == keep_step}
+    kept = [result for result in results if result.step == keep_step]
     if not kept:
         steps = ", ".join(str(result.step) for result in results) or "none: the run has no results"
         raise ConfigError([Problem("step", f"is {keep_step}, accepted are {steps}")])
     foreign = {path for other in other_runs for path in claimed_results(other.path)}
     own = claimed_results(folder.path) - foreign
-    unwanted = [path for result in results if (path := Path(result.path)) in own and path not in kept]
-    doomed = [path for result in unwanted for path in sorted(own) if _belongs_to(path, result)]
-    return [path for path in doomed if _deleted(path)]
+    staying = {path for result in kept for path in _files(result)}
+    unwanted = {path for result in results for path in _files(result) if path in own and path not in staying}
+    doomed = [path for result in sorted(unwanted) for path in sorted(own) if _belongs_to(path, result)]
+    return [path for path in dict.fromkeys(doomed) if _deleted(path)]
+
+
+def _files(result: SavedResult) -> list[Path]:
+    """The result and the further files that were written with it."""
+    return [Path(path) for path in (result.path, *result.beside)]
 
 
 def _belongs_to(path: Path, result: Path) -> bool:

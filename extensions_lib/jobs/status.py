@@ -34,13 +34,17 @@ PACE_STEPS = 20
 
 @dataclass(frozen=True)
 class SavedResult:
-    """A result file after `step` steps; `published` is what the host said of it, '' when it was not asked."""
+    """A result file after `step` steps; `published` is what the host said of it, '' when it was not asked.
+
+    `beside` are the further files that belong to it.
+    """
 
     step: int
     path: str
     num_modules: int
     published: str = ""
     is_usable: bool = True
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ class StatusFold:
                 return {}
             case CheckpointSaved():
                 others = tuple(saved for saved in told["results"] if saved.path != event.path)
-                return {"results": (*others, SavedResult(event.step, event.path, event.num_modules))}
+                saved = SavedResult(event.step, event.path, event.num_modules, beside=event.beside)
+                return {"results": (*others, saved)}
             case ResultPublished():
                 return {"results": tuple(_published(saved, event) for saved in told["results"])}
             case PreviewReady():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..adapters.embedding import cap_row_norms
 from ..formats.metadata import ArtefactInfo
 from ..models.bundle import ModelBundle
 
@@ -34,14 +33,15 @@ class Trainable:
     """What a method put onto a model.
 
     `module` owns every parameter that is trained, float32. `tokens` maps a placeholder to its extra token ids.
-    `trains_text_encoder` forbids caching of text states.
+    `trains_text_encoder` forbids caching of text states. `constraints` keep parameters within the method's bounds: each
+    is called, without gradient, after every update.
     """
 
     module: nn.Module
     groups: tuple[ParamGroup, ...]
     trains_text_encoder: bool
     tokens: dict[str, list[int]] = field(default_factory=dict)
-    max_row_norm: float = 0.0
+    constraints: tuple[Callable[[], None], ...] = ()
 
     def parameters(self) -> list[nn.Parameter]:
         """Every trained parameter, in the order of the groups."""
@@ -57,11 +57,10 @@ class Trainable:
                 parameter.requires_grad_(progress < group.train_share)
 
     def after_update(self) -> None:
-        """To be called after each optimizer update: keeps vectors below the method's cap."""
-        if self.max_row_norm > 0:
-            with torch.no_grad():
-                for parameter in self.parameters():
-                    cap_row_norms(parameter, self.max_row_norm)
+        """To be called after each optimizer update: applies the constraints."""
+        with torch.no_grad():
+            for constrain in self.constraints:
+                constrain()
 
     def state(self) -> dict[str, Tensor]:
         """The trained tensors by name, on the CPU."""
@@ -89,12 +88,33 @@ class Trainable:
 
 
 @dataclass(frozen=True)
+class ExportedFile:
+    """A file that is written with a result, before it: the yaml of a checkpoint, a further embedding, ...
+
+    `name` is its file name. `kind` is 'lora', 'embedding', ..., which decides the folder and what the host is told; ''
+    stays beside the result. It holds `tensors` and `metadata` as a safetensors file, or `payload`. `verify` reads the
+    written file again and raises ExtensionError when it is not what it should be.
+    """
+
+    name: str
+    kind: str = ""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    payload: bytes | None = None
+    verify: Callable[[Path], None] | None = None
+
+
+@dataclass(frozen=True)
 class Exported:
-    """A result ready to be written: `tensors` and `metadata` for a safetensors file, or `payload` for another."""
+    """A result ready to be written: `tensors` and `metadata` for a safetensors file, or `payload` for another.
+
+    `beside` are further files, those that `TrainMethod.names_beside` announced.
+    """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     payload: bytes | None = None
+    beside: tuple[ExportedFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,3 +155,7 @@ class TrainMethod(ABC):
     def file_suffix(self) -> str:
         """Suffix of the result file."""
         return ".safetensors"
+
+    def names_beside(self, output_name: str) -> tuple[tuple[str, str], ...]:
+        """(file name, artefact kind) of each further file that `export` writes with the result `output_name`."""
+        return ()

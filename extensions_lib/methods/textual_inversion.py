@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..adapters.embedding import extended, initial_rows
+from ..adapters.embedding import cap_row_norms, extended, initial_rows
 from ..errors import FormatError, KeyMismatchError
 from ..formats.embedding import embedding_tensors, pt_embedding_bytes, read_embedding
 from ..formats.metadata import ArtefactInfo, embedding_metadata
@@ -41,6 +42,7 @@ class TextualInversion(TrainMethod):
         embeddings = bundle.text_encoder.text_model.embeddings
         table = embeddings.token_embedding.weight
         rows = self._start_rows(bundle, table)
+        limit = self.max_norm_ratio * float(table.float().norm(dim=1).median())
         with extended(embeddings, rows) as extension:
             first = bundle.tokenizer.num_vocabulary
             yield Trainable(
@@ -48,7 +50,7 @@ class TextualInversion(TrainMethod):
                 groups=(ParamGroup("embedding", (extension.rows,)),),
                 trains_text_encoder=True,
                 tokens={placeholder: list(range(first, first + len(rows)))},
-                max_row_norm=self.max_norm_ratio * float(table.float().norm(dim=1).median()),
+                constraints=(partial(cap_row_norms, extension.rows, limit),) if limit else (),
             )
 
     def count_parameters(self, bundle: ModelBundle) -> int:

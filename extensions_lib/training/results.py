@@ -20,7 +20,7 @@ from ..formats.atomic import write_bytes_atomic
 from ..formats.metadata import ArtefactInfo
 from ..formats.safetensors_io import write_atomic
 from ..formats.sidecar import write_sidecars
-from ..methods.base import Trainable, TrainMethod, Verified
+from ..methods.base import Exported, ExportedFile, Trainable, TrainMethod, Verified
 from .build import Prepared
 
 SPARE_BYTES = 16 * 2**20
@@ -33,13 +33,27 @@ def result_path(config: TrainJobConfig, method: TrainMethod, step: int | None) -
     return Path(config.output.folder) / f"{config.name}{suffix}{method.file_suffix}"
 
 
+def path_beside(config: TrainJobConfig, name: str, kind: str) -> Path:
+    """Where the further file `name` of an artefact kind goes: to the folder for its kind, else beside the result."""
+    output = config.output
+    folders = {"lora": output.lora_folder, "embedding": output.embedding_folder}
+    return Path(folders.get(kind) or output.folder) / name
+
+
 def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
-    """Before any work: the folder can be written, and the names are free but for the results this run wrote itself.
+    """Before any work: the folders can be written, and the names are free but for the results this run wrote itself.
 
     Raises OutputError.
     """
-    folder = Path(config.output.folder)
-    probe = folder / f".{config.name}.tmp-{os.getpid()}-{threading.get_ident()}"
+    beside = [path_beside(config, *named).parent for named in method.names_beside(config.name)]
+    for folder in dict.fromkeys([Path(config.output.folder), *beside]):
+        _check_writable(folder, config.name)
+    if not config.output.overwrite:
+        check_names(config, method, own)
+
+
+def _check_writable(folder: Path, name: str) -> None:
+    probe = folder / f".{name}.tmp-{os.getpid()}-{threading.get_ident()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
@@ -48,19 +62,18 @@ def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Pa
         raise OutputError(
             f"The output folder {folder} cannot be written: {error.strerror or error}.", "Choose another output.folder."
         ) from error
-    if not config.output.overwrite:
-        check_names(config, method, own)
 
 
 def check_names(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
     """Raises OutputError when a result of another run has one of the names this job will use; writes nothing."""
+    beside = [path_beside(config, *named) for named in method.names_beside(config.name)]
+    foreign = [path for path in beside if path.exists() and path not in own]
     folder = Path(config.output.folder)
-    if not folder.is_dir():
-        return
     final = result_path(config, method, None)
     steps = re.compile(re.escape(config.name) + r"-\d{6,}" + re.escape(method.file_suffix))
-    foreign = [path for path in sorted(folder.iterdir()) if path == final or steps.fullmatch(path.name)]
-    foreign = [path for path in foreign if path not in own]
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (path == final or steps.fullmatch(path.name)) and path not in own:
+            foreign.append(path)
     if foreign:
         raise OutputError(f"{foreign[0]} exists already.", "Choose another name, or set output.overwrite = true.")
 
@@ -108,6 +121,15 @@ def bytes_needed(num_parameters: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A result that was written and read again, and the further files of it, each with its artefact kind."""
+
+    path: Path
+    verified: Verified
+    beside: tuple[tuple[Path, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class ResultWriter:
     """Writes results of one run. `preview_png` gives the newest preview picture of a step, or None."""
 
@@ -119,16 +141,30 @@ class ResultWriter:
     started_at: float
     preview_png: Callable[[], bytes | None]
 
-    def write(self, step: int, *, is_final: bool) -> tuple[Path, Verified]:
-        """The result after `step` steps, read again and compared. An earlier file of this run is replaced."""
+    def write(self, step: int, *, is_final: bool) -> Written:
+        """The result after `step` steps, read again and compared. Earlier files of this run are replaced.
+
+        What belongs to it comes first, so that whoever finds the result finds all of it.
+        """
         path = result_path(self.config, self.method, None if is_final else step)
-        claim_result(self.run_folder, path, overwrite=self.config.output.overwrite)
         exported = self.method.export(self.trainable, self._info(path.stem, step))
-        if exported.payload is not None:
-            write_bytes_atomic(path, exported.payload, overwrite=True)
+        beside = tuple((self._write_beside(file), file.kind) for file in exported.beside)
+        self._write(path, exported)
+        return Written(path, self.method.verify(path, self.trainable, self.prepared.bundle), beside)
+
+    def _write_beside(self, file: ExportedFile) -> Path:
+        path = path_beside(self.config, file.name, file.kind)
+        self._write(path, file)
+        if file.verify is not None:
+            file.verify(path)
+        return path
+
+    def _write(self, path: Path, content: Exported | ExportedFile) -> None:
+        claim_result(self.run_folder, path, overwrite=self.config.output.overwrite)
+        if content.payload is not None:
+            write_bytes_atomic(path, content.payload, overwrite=True)
         else:
-            write_atomic(path, exported.tensors, exported.metadata, overwrite=True, require_finite=True)
-        return path, self.method.verify(path, self.trainable, self.prepared.bundle)
+            write_atomic(path, content.tensors, content.metadata, overwrite=True, require_finite=True)
 
     def write_card(self, path: Path) -> None:
         """Preview picture and user metadata beside a result; what the user put there stays."""

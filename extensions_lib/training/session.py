@@ -295,10 +295,15 @@ class _Session:
     def save(self, step: int, *, is_final: bool) -> Path:
         """Write a result with its card and have it published; the final one then gets a picture of its own."""
         with self._averaged():
-            path, verified = self.writer.write(step, is_final=is_final)
-        self.events.emit(CheckpointSaved(step=step, path=str(path), num_modules=verified.num_modules))
+            written = self.writer.write(step, is_final=is_final)
+        path, num_modules = written.path, written.verified.num_modules
+        beside = tuple(str(further) for further, _ in written.beside)
+        self.events.emit(CheckpointSaved(step=step, path=str(path), num_modules=num_modules, beside=beside))
         self.writer.write_card(path)
-        self._publish(step, path, verified.num_modules)
+        for further, kind in written.beside:
+            if kind:
+                self._publish(step, further, kind, num_modules=0)
+        self._publish(step, path, self.method.artefact_kind, num_modules)
         if is_final and self.config.preview.enabled:
             self.preview(step)
             self.writer.write_card(path)
@@ -311,10 +316,10 @@ class _Session:
         except FormatError as error:
             self.events.emit(Warned(text=f"The result after step {step} is of no use yet: {error}"))
 
-    def _publish(self, step: int, path: Path, num_modules: int) -> None:
+    def _publish(self, step: int, path: Path, kind: str, num_modules: int) -> None:
         """Ask the host to use the result; when it fails the file is there all the same."""
         try:
-            published = self.lender.surroundings.publish(path, self.method.artefact_kind, num_modules)
+            published = self.lender.surroundings.publish(path, kind, num_modules)
         except HostError as error:
             self.events.emit(Warned(text=f"{path.name} is saved, but the WebUI was not told: {error}"))
             return
