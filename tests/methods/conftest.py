@@ -1,0 +1,49 @@
+"""Short jobs for every method, on the practice model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extensions_lib.config.presets import merge
+
+MakeJob = Callable[..., dict[str, Any]]
+
+# One job table a method, with a rate at which some steps show.
+JOBS: dict[str, dict[str, Any]] = {
+    "lora": {
+        "method": {"kind": "lora", "rank": 4, "alpha": 4.0, "train_text_encoder": True, "dropout": 0.2},
+        "optimizer": {"learning_rate": 3e-3},
+    },
+    "textual inversion": {
+        "method": {"kind": "textual_inversion", "vectors_per_token": 2, "initializer_text": "red"},
+        "optimizer": {"learning_rate": 5e-2},
+    },
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path, pictures: Path, practice_model: Path) -> MakeJob:
+    """`job(name, folder, **changes)`: the table of a job of the method called `name`, with files below `folder`."""
+
+    def make(name: str, folder: str, **changes: Any) -> dict[str, Any]:
+        table = {
+            "name": "zbadge",
+            "base_model": str(practice_model),
+            "dataset": {"folder": str(pictures), "resolution_px": 64, "caption_template": "[filewords]"},
+            "training": {
+                "max_train_steps": 4,
+                "train_batch_size": 2,
+                "state_every_steps": 1,
+                "num_threads": 1,
+                "mixed_precision": "fp32",
+            },
+            "preview": {"enabled": False},
+            "output": {"folder": str(tmp_path / folder), "runs_folder": str(tmp_path / f"runs-{folder}")},
+        }
+        return merge(merge(table, JOBS[name]), changes)
+
+    return make
