@@ -30,6 +30,17 @@ class Example:
     repeats: int = 1
     notes: tuple[str, ...] = ()
 
+    def sizes(self, *, flip: bool) -> tuple[int, int, int, int, int, int]:
+        """(height, width) of the picture, (top, left) of the crop in the scaled picture, (height, width) of the bucket.
+
+        SDXL is told of them in this order. A mirrored picture is cut as far from its other side.
+        """
+        bucket_width, bucket_height = self.bucket
+        top, left = self.crop.offset_px
+        if flip:
+            left = round(self.width * self.crop.scale) - bucket_width - left
+        return self.height, self.width, top, left, bucket_height, bucket_width
+
 
 @dataclass(frozen=True)
 class Skipped:

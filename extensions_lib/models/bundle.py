@@ -1,4 +1,4 @@
-"""A base model in memory: three networks, tokenizer, noise schedule, and what is needed to write its file again."""
+"""A base model in memory: its networks, tokenizer, noise schedule, and what is needed to write its file again."""
 
 from __future__ import annotations
 
@@ -66,25 +66,31 @@ class StoredForm:
 class ModelBundle:
     """A base model ready for training: everything frozen, in evaluation mode, on the CPU until `to` is called.
 
+    `text_encoders` by part name, in the order their states are joined; the first is 'text_encoder'.
     `alphas_cumprod` (1000,) float32: the share of signal left at each timestep, falling.
     """
 
     family: ModelFamily
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
+    text_encoders: dict[str, CLIPTextModel]
     tokenizer: PromptTokenizer
     alphas_cumprod: Tensor
     source: ModelSource
     stored: StoredForm = field(default_factory=StoredForm)
 
     @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The first text encoder."""
+        return self.text_encoders["text_encoder"]
+
+    @property
     def parts(self) -> dict[str, nn.Module]:
-        """The networks by name: 'unet', 'vae', 'text_encoder'."""
-        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        """The networks by name: 'unet', 'vae', and the text encoders."""
+        return {"unet": self.unet, "vae": self.vae, **self.text_encoders}
 
     def freeze(self) -> None:
-        """No parameter of the three networks takes gradients; all are in evaluation mode."""
+        """No parameter of the networks takes gradients; all are in evaluation mode."""
         for part in self.parts.values():
             part.requires_grad_(False)
             part.eval()
@@ -97,11 +103,11 @@ class ModelBundle:
         vae: torch.dtype | None = None,
         text_encoder: torch.dtype | None = None,
     ) -> None:
-        """Move all three networks to `device` and those with a given dtype to it; None leaves it as it is.
+        """Move all networks to `device` and those with a given dtype to it; None leaves it as it is.
 
         The noise schedule moves along and stays float32. In place: parameters keep their identity.
         """
-        dtypes = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+        dtypes = {"unet": unet, "vae": vae, **dict.fromkeys(self.text_encoders, text_encoder)}
         for name, part in self.parts.items():
             # The result of Module.to is not used: WebUIs patch it to answer None while they load a model.
             part.to(device=device, dtype=dtypes[name])

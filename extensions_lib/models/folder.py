@@ -59,7 +59,9 @@ def outline_folder(folder: Path, vae: LoadedVae | None) -> ModelBundle:
             modules[part] = build_module(part, config)
     return ModelBundle(
         family=replace(family, text_width=modules["text_encoder"].config.hidden_size),
-        **modules,
+        unet=modules["unet"],
+        vae=modules["vae"],
+        text_encoders={"text_encoder": modules["text_encoder"]},
         tokenizer=_tokenizer(folder / "tokenizer"),
         alphas_cumprod=alphas_cumprod,
         source=ModelSource(folder, folder.name, is_folder=True),

@@ -100,7 +100,9 @@ def _outline(path: Path, opened: OpenFile, vae: LoadedVae | None) -> ModelBundle
         modules["vae"] = vae.module
     return ModelBundle(
         family=replace(family, prediction_type=facts.prediction_type, latent_scale=facts.latent_scale),
-        **modules,
+        unet=modules["unet"],
+        vae=modules["vae"],
+        text_encoders={"text_encoder": modules["text_encoder"]},
         tokenizer=_tokenizer(path, facts),
         alphas_cumprod=scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end).float(),
         source=ModelSource(path, path.stem),

@@ -1,11 +1,12 @@
-"""Captions as the UNet sees them: the text encoder applied chunk by chunk.
+"""Captions as the UNet sees them: the text encoders applied chunk by chunk.
 
-Shape letters: B batch, K chunks of 77 tokens, D text width.
+Shape letters: B batch, K chunks of 77 tokens, D text width, P width of the pooled state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,36 @@ from .tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
+
+    from .bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told of B prompts: `hidden_states` (B, 77 K, D), and `pooled` (B, P) where the family has it."""
+
+    hidden_states: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden_states)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
+        """The same on `device` in `dtype`."""
+        return Conditioning(
+            self.hidden_states.to(device, dtype), None if self.pooled is None else self.pooled.to(device, dtype)
+        )
+
+    def repeated(self, count: int) -> Conditioning:
+        """Every prompt `count` times in a row: (count B, ...)."""
+        pooled = None if self.pooled is None else self.pooled.repeat_interleave(count, dim=0)
+        return Conditioning(self.hidden_states.repeat_interleave(count, dim=0), pooled)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """The prompts of all `parts`, which have as many chunks, in order."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return cls(torch.cat([part.hidden_states for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 def batch_chunks(prompts: Sequence[Sequence[Sequence[int]]], tokenizer: PromptTokenizer) -> Tensor:
@@ -27,6 +58,16 @@ def batch_chunks(prompts: Sequence[Sequence[Sequence[int]]], tokenizer: PromptTo
     num_chunks = max(len(chunks) for chunks in prompts)
     empty = tokenizer.empty_chunk()
     return torch.tensor([[*chunks] + [empty] * (num_chunks - len(chunks)) for chunks in prompts], dtype=torch.int64)
+
+
+def encode_prompts(bundle: ModelBundle, chunk_ids: Tensor, clip_skip: int = 1) -> Conditioning:
+    """`chunk_ids` (B, K, 77) int64, from `batch_chunks`, as the family's text encoders read them, for training and
+    previews alike. On the encoders' device, in their dtype; gradients flow to whatever requires them.
+
+    `clip_skip` is as in `encode_text`. Raises ValueError for a clip skip that the text encoder does not have.
+    """
+    ids = chunk_ids.to(bundle.text_encoder.device)
+    return Conditioning(encode_text(bundle.text_encoder, ids, clip_skip))
 
 
 def encode_text(text_encoder: CLIPTextModel, ids: Tensor, clip_skip: int = 1) -> Tensor:

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ConfigError, Problem, TrainingError
-from ..models.text import batch_chunks, encode_text
+from ..models.predict import predict
+from ..models.text import Conditioning, batch_chunks, encode_prompts
 from .schedulers import SamplerKind, build_scheduler, sampler_kind
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def sample_images(
             scheduler = build_scheduler(
                 kind, bundle.alphas_cumprod, bundle.family.prediction_type, num_steps, bundle.unet.device
             )
-            latents = _denoise(bundle.unet, scheduler, kind, noise, conditioning, guidance_scale, boundary)
+            latents = _denoise(bundle, scheduler, kind, noise, conditioning, guidance_scale, boundary)
             images.extend(_decode(bundle, single) for single in latents.split(1))
     return images
 
@@ -141,13 +142,14 @@ class _SeededNoise:
 @contextmanager
 def _undisturbed(bundle: ModelBundle, adapters: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode, no gradients, no autocast; every module's training flag is put back at the end."""
-    roots = (bundle.unet, bundle.vae, bundle.text_encoder, *adapters)
+    networks = tuple(bundle.parts.values())
+    roots = (*networks, *adapters)
     was_training = {module: module.training for root in roots for module in root.modules()}
     try:
         for root in roots:
             root.eval()
         with torch.no_grad(), ExitStack() as stack:
-            for device_type in sorted({root.device.type for root in roots[:3]} & set(AUTOCAST_DEVICES)):
+            for device_type in sorted({root.device.type for root in networks} & set(AUTOCAST_DEVICES)):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             yield
     finally:
@@ -157,36 +159,38 @@ def _undisturbed(bundle: ModelBundle, adapters: Sequence[nn.Module]) -> Iterator
 
 def _encode(
     bundle: ModelBundle, prompts: Sequence[str], tokens: Mapping[str, Sequence[int]], clip_skip: int
-) -> Tensor:
+) -> Conditioning:
     """(len(prompts), 77 * K, D) on the UNet's device and in its dtype; K is that of the longest prompt."""
     chunks = [bundle.tokenizer.chunks(prompt, tokens) for prompt in prompts]
-    ids = batch_chunks(chunks, bundle.tokenizer).to(bundle.text_encoder.device)
-    return encode_text(bundle.text_encoder, ids, clip_skip).to(bundle.unet.device, bundle.unet.dtype)
+    ids = batch_chunks(chunks, bundle.tokenizer)
+    return encode_prompts(bundle, ids, clip_skip).to(bundle.unet.device, bundle.unet.dtype)
 
 
 def _denoise(
-    unet: nn.Module,
+    bundle: ModelBundle,
     scheduler: SchedulerMixin,
     kind: SamplerKind,
     noise: _SeededNoise,
-    conditioning: Tensor,
+    conditioning: Conditioning,
     guidance_scale: float,
     boundary: Callable[[], None],
 ) -> Tensor:
     """Latents (B, C, H, W) float32 from pure noise; arithmetic between the forwards is float32 whatever the UNet is."""
-    latents = noise.start.to(unet.device) * scheduler.init_noise_sigma
+    latents = noise.start.to(bundle.unet.device) * scheduler.init_noise_sigma
     num_copies = len(conditioning)
-    encoder_hidden_states = conditioning.repeat_interleave(len(latents), dim=0)
+    height_px, width_px = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
+    conditioning = conditioning.repeated(len(latents))
+    sizes = torch.tensor([[height_px, width_px, 0, 0, height_px, width_px]] * len(conditioning), device=latents.device)
     step_options = {"generator": noise.generators} if kind.draws_noise else {}
     for timestep in scheduler.timesteps:
         boundary()
         inputs = scheduler.scale_model_input(latents, timestep).repeat(num_copies, 1, 1, 1)
-        model_pred = unet(inputs.to(unet.dtype), timestep, encoder_hidden_states, return_dict=False)[0].float()
+        model_pred = predict(bundle, inputs, timestep, conditioning, sizes).float()
         if num_copies == 2:
             unguided, guided = model_pred.chunk(2)
             model_pred = unguided + guidance_scale * (guided - unguided)
         latents = scheduler.step(model_pred, timestep, latents, return_dict=False, **step_options)[0]
-    return _require_finite(latents, "UNet", str(unet.dtype))
+    return _require_finite(latents, "UNet", str(bundle.unet.dtype))
 
 
 def _decode(bundle: ModelBundle, latents: Tensor) -> Image.Image:

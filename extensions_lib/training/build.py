@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import ImageColor
-from torch import Tensor
 
 from ..config.dataset import DatasetConfig
 from ..config.job import TrainJobConfig
@@ -26,6 +26,7 @@ from ..events import EventStream, PhaseProgress, Warned
 from ..methods.base import Trainable
 from ..models.bundle import ModelBundle
 from ..models.load import load_bundle
+from ..models.predict import predict
 from .actions import MicroBatch
 from .conditioning import TextConditioner
 from .denoising import Denoiser, LossSettings, NoiseSettings, fixed_noise_loss
@@ -196,7 +197,7 @@ def make_conditioner(prepared: Prepared, trainable: Trainable, config: TrainJobC
 
 def make_denoiser(prepared: Prepared) -> Denoiser:
     """The UNet with its schedule."""
-    return Denoiser(prepared.bundle.unet, prepared.bundle.alphas_cumprod, prepared.precision.weight_dtype)
+    return Denoiser(partial(predict, prepared.bundle), prepared.bundle.alphas_cumprod)
 
 
 def make_compute_losses(
@@ -218,12 +219,13 @@ def make_compute_losses(
         texts = [
             train.captions.caption(examples[r.example_index], seed=seed, epoch=epoch, repeat=r.repeat) for r in refs
         ]
+        sizes = torch.tensor([examples[r.example_index].sizes(flip=r.flip) for r in refs], device=prepared.device)
         masks = None
         if dataset.use_alpha_masks:
             masks = train.latents.stack_weights(refs, dataset.unmasked_weight).to(prepared.device)
         noise, timesteps = denoiser.draw(latents, noise_settings, step, micro_batch)
         with seeded_dropout(has_dropout, seed, step, micro_batch, prepared.device):
-            losses = denoiser.losses(latents, conditioner(texts), noise, timesteps, loss_settings, masks)
+            losses = denoiser.losses(latents, conditioner(texts), sizes, noise, timesteps, loss_settings, masks)
         return MicroBatch(losses, torch.ones_like(losses), [examples[r.example_index].name for r in refs])
 
     return compute_losses
@@ -308,12 +310,13 @@ def validation_loss(prepared: Prepared, conditioner: TextConditioner, seed: int)
         latents = (pictures.latents.get(example.index).mean * prepared.bundle.family.latent_scale).unsqueeze(0)
         text = pictures.captions.caption(example, seed=0, epoch=0)
         with torch.no_grad():
-            states: Tensor = conditioner([text])
+            conditioning = conditioner([text])
         losses.append(
             fixed_noise_loss(
                 denoiser,
                 latents.to(prepared.device),
-                states,
+                conditioning,
+                torch.tensor([example.sizes(flip=False)], device=prepared.device),
                 prepared.bundle.family.prediction_type,
                 seed + example.index,
             )

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
 
 from ..models.bundle import ModelBundle
-from ..models.text import batch_chunks, encode_text
+from ..models.text import Conditioning, batch_chunks, encode_prompts
 
 
 class TextConditioner:
@@ -28,10 +27,10 @@ class TextConditioner:
         self._clip_skip = clip_skip
         self._tokens = tokens
         self._is_frozen = is_frozen
-        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._kept: dict[tuple[str, int], Conditioning] = {}
 
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        """States (B, 77 * K, D) with K that of the longest caption."""
+    def __call__(self, captions: Sequence[str]) -> Conditioning:
+        """States (B, 77 * K, D) with K that of the longest caption, and the pooled states."""
         chunks = [self._bundle.tokenizer.chunks(caption, self._tokens) for caption in captions]
         if not self._is_frozen:
             return self._encode(chunks)
@@ -39,10 +38,10 @@ class TextConditioner:
         for caption, chunk in zip(captions, chunks, strict=True):
             if (caption, num_chunks) not in self._kept:
                 padded = chunk + self._bundle.tokenizer.chunks("", {}) * (num_chunks - len(chunk))
-                self._kept[caption, num_chunks] = self._encode([padded])[0]
-        return torch.stack([self._kept[caption, num_chunks] for caption in captions])
+                self._kept[caption, num_chunks] = self._encode([padded])
+        return Conditioning.joined([self._kept[caption, num_chunks] for caption in captions])
 
-    def _encode(self, chunks: Sequence[list[list[int]]]) -> Tensor:
-        ids = batch_chunks(chunks, self._bundle.tokenizer).to(self._bundle.text_encoder.device)
+    def _encode(self, chunks: Sequence[list[list[int]]]) -> Conditioning:
+        ids = batch_chunks(chunks, self._bundle.tokenizer)
         with torch.no_grad() if self._is_frozen else nullcontext():
-            return encode_text(self._bundle.text_encoder, ids, clip_skip=self._clip_skip)
+            return encode_prompts(self._bundle, ids, self._clip_skip)

@@ -1,19 +1,23 @@
 """The loss of a micro-batch: noise, timesteps, prediction, comparison.
 
-Letters: B examples, C latent channels, H W latent size (pixels / 8), T text tokens, D text width.
+Letters: B examples, C latent channels, H W latent size (pixels / 8).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..diffusion.loss import huber_thresholds, loss_weights, per_sample_loss
 from ..diffusion.noise import add_noise, draw_noise
 from ..diffusion.target import training_target
 from ..diffusion.timesteps import sample_timesteps, step_generator
+from ..models.text import Conditioning
+
+Predict = Callable[[Tensor, Tensor, Conditioning, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,27 +45,32 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A frozen UNet, perhaps with adapters, and its noise schedule `alphas_cumprod` (1000,) float32."""
+    """What answers noisy latents, and its noise schedule `alphas_cumprod` (1000,) float32.
 
-    unet: nn.Module
+    `predict(noisy_latents, timesteps, conditioning, sizes)` is `models.predict.predict` of a model, perhaps with
+    adapters.
+    """
+
+    predict: Predict
     alphas_cumprod: Tensor
-    dtype: torch.dtype
 
     def losses(
         self,
         latents: Tensor,
-        encoder_hidden_states: Tensor,
+        conditioning: Conditioning,
+        sizes: Tensor,
         noise: tuple[Tensor, Tensor],
         timesteps: Tensor,
         settings: LossSettings,
         mask_weights: Tensor | None = None,
     ) -> Tensor:
-        """Losses (B,) float32, weighted by noise level. `latents` (B, C, H, W) are scaled, float32."""
+        """Losses (B,) float32, weighted by noise level. `latents` (B, C, H, W) are scaled, float32.
+
+        `sizes` (B, 6) are those of `Example.sizes`.
+        """
         input_noise, target_noise = noise
         noisy_latents = add_noise(latents, input_noise, self.alphas_cumprod, timesteps)
-        prediction = self.unet(
-            noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=encoder_hidden_states.to(self.dtype)
-        ).sample
+        prediction = self.predict(noisy_latents, timesteps, conditioning, sizes)
         target = training_target(settings.prediction_type, latents, target_noise, self.alphas_cumprod, timesteps)
         weights = loss_weights(
             settings.weighting,
@@ -102,11 +111,11 @@ VALIDATION_TIMESTEPS = tuple(range(50, 1000, 128))
 
 @torch.no_grad()
 def fixed_noise_loss(
-    denoiser: Denoiser, latents: Tensor, encoder_hidden_states: Tensor, prediction_type: str, seed: int
+    denoiser: Denoiser, latents: Tensor, conditioning: Conditioning, sizes: Tensor, prediction_type: str, seed: int
 ) -> float:
     """Mean loss of one picture, latents (1, C, H, W), at 8 timesteps from 5 to 95 % with noise fixed by `seed`.
 
-    Comparable between steps and between models; unweighted.
+    `sizes` is (1, 6). Comparable between steps and between models; unweighted.
     """
     count = len(VALIDATION_TIMESTEPS)
     noise = torch.randn((count, *latents.shape[1:]), generator=step_generator(seed, 0, 0, "validation")).to(
@@ -115,7 +124,8 @@ def fixed_noise_loss(
     timesteps = torch.tensor(VALIDATION_TIMESTEPS, device=latents.device)
     losses = denoiser.losses(
         latents.expand(count, -1, -1, -1),
-        encoder_hidden_states.expand(count, -1, -1),
+        conditioning.repeated(count),
+        sizes.expand(count, -1),
         (noise, noise),
         timesteps,
         LossSettings(prediction_type),

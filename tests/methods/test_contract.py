@@ -17,13 +17,16 @@ from extensions_lib.methods.lora import Lora
 from extensions_lib.methods.textual_inversion import TextualInversion
 from extensions_lib.models.bundle import ModelBundle
 from extensions_lib.models.load import load_bundle, outline_bundle
-from extensions_lib.models.text import batch_chunks, encode_text
+from extensions_lib.models.predict import predict
+from extensions_lib.models.text import batch_chunks, encode_prompts
 
 METHODS = {
     "lora": Lora(rank=2, alpha=1.0),
     "lora with text encoder and convolutions": Lora(rank=2, alpha=1.0, conv_rank=2, train_text_encoder=True),
     "textual inversion": TextualInversion(vectors_per_token=3, initializer_text="red circle"),
 }
+
+SIZES = torch.tensor([[64, 64, 0, 0, 64, 64]])
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,9 @@ def moved(trainable: Trainable) -> Trainable:
 def outcome(bundle: ModelBundle, tokens: dict[str, list[int]]) -> tuple[Tensor, Tensor]:
     """Text states of a prompt with the placeholder, and what the UNet predicts from them."""
     ids = batch_chunks([bundle.tokenizer.chunks("a zbadge on a red background", tokens)], bundle.tokenizer)
-    states = encode_text(bundle.text_encoder, ids)
+    conditioning = encode_prompts(bundle, ids)
     latents = torch.randn(1, 4, 8, 8, generator=generator(9))
-    return states, bundle.unet(latents, torch.tensor([500]), encoder_hidden_states=states).sample
+    return conditioning.hidden_states, predict(bundle, latents, torch.tensor([500]), conditioning, SIZES)
 
 
 def snapshot(bundle: ModelBundle) -> dict[str, Tensor]:
@@ -105,10 +108,11 @@ def test_only_the_trained_parameters_get_gradients(shared_bundle: ModelBundle, m
     with method.attach(shared_bundle, "zbadge", generator()) as trainable:
         moved(trainable)
         ids = batch_chunks([shared_bundle.tokenizer.chunks("a zbadge", trainable.tokens)], shared_bundle.tokenizer)
-        states = encode_text(shared_bundle.text_encoder, ids)
+        conditioning = encode_prompts(shared_bundle, ids)
         # 16 latents, so that the middle block attends over four places: over one, queries and keys have no gradient.
         latents = torch.randn(1, 4, 16, 16, generator=generator(9))
-        shared_bundle.unet(latents, torch.tensor([500]), encoder_hidden_states=states).sample.square().mean().backward()
+        prediction = predict(shared_bundle, latents, torch.tensor([500]), conditioning, SIZES)
+        prediction.square().mean().backward()
         # The text encoder's last layer norm follows its last linear layer, so every adapter is on the way.
         assert all(
             parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trainable.parameters()

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from extensions_lib.formats.checkpoint import write_checkpoint
 from extensions_lib.formats.safetensors_io import TensorInfo, describe_tensor
+from extensions_lib.models.bundle import ModelBundle
 from extensions_lib.models.ldm import part_to_ldm
+from extensions_lib.models.load import load_bundle
 from extensions_lib.models.tokenizer import PromptTokenizer
 
 YAML = """
@@ -109,6 +111,12 @@ def write_model(folder: Path, tensors: dict[str, Tensor], yaml: str = YAML, name
 def tiny_path(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a float32 file, not to be changed."""
     return write_model(tmp_path_factory.mktemp("tiny"), tiny.tensors)
+
+
+@pytest.fixture
+def tiny_bundle(tiny_path: Path, shared_tokenizer: None) -> ModelBundle:
+    """The tiny model, loaded for one test."""
+    return load_bundle(tiny_path)
 
 
 @pytest.fixture

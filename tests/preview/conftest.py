@@ -34,7 +34,7 @@ def shared_bundle() -> ModelBundle:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas_cumprod = (1 - betas).cumprod(0).to(torch.float32)
     source = ModelSource(path=Path("tiny.safetensors"), name="tiny")
-    bundle = ModelBundle(SD1, unet, vae, text_encoder, tokenizer, alphas_cumprod, source)
+    bundle = ModelBundle(SD1, unet, vae, {"text_encoder": text_encoder}, tokenizer, alphas_cumprod, source)
     bundle.freeze()
     return bundle
 

@@ -7,6 +7,7 @@ import torch
 
 from extensions_lib.models.bundle import ModelBundle
 from extensions_lib.models.load import load_bundle
+from extensions_lib.models.text import Conditioning
 from extensions_lib.training.conditioning import TextConditioner
 
 LONG = ", ".join(f"word{number}" for number in range(60))
@@ -27,9 +28,9 @@ def test_cached_states_equal_fresh_ones(bundle: ModelBundle) -> None:
     captions = ["a red circle", LONG, "a red circle"]
     fresh = conditioner(bundle, is_frozen=False)(captions)
     cached = conditioner(bundle, is_frozen=True)(captions)
-    assert fresh.shape[0] == 3
-    assert fresh.shape[1] > 77
-    torch.testing.assert_close(cached, fresh.detach(), rtol=1e-5, atol=1e-6)
+    assert fresh.hidden_states.shape[0] == 3
+    assert fresh.hidden_states.shape[1] > 77
+    torch.testing.assert_close(cached.hidden_states, fresh.hidden_states.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_caption_is_encoded_once(bundle: ModelBundle) -> None:
@@ -47,4 +48,15 @@ def test_a_caption_is_encoded_once(bundle: ModelBundle) -> None:
 def test_clip_skip_reaches_the_encoder(bundle: ModelBundle) -> None:
     last = conditioner(bundle, is_frozen=True)(["a red circle"])
     earlier = conditioner(bundle, is_frozen=True, clip_skip=2)(["a red circle"])
-    assert not torch.equal(last, earlier)
+    assert not torch.equal(last.hidden_states, earlier.hidden_states)
+
+
+def test_conditionings_are_joined_and_repeated_with_their_pooled_states() -> None:
+    one, two = (Conditioning(torch.full((1, 77, 4), value), torch.full((1, 3), value)) for value in (1.0, 2.0))
+    joined = Conditioning.joined([one, two])
+    assert len(joined) == 2
+    twice = joined.repeated(2)
+    assert twice.hidden_states[:, 0, 0].tolist() == twice.pooled[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert Conditioning.joined([Conditioning(one.hidden_states)] * 2).pooled is None
+    half = joined.to(torch.device("cpu"), torch.bfloat16)
+    assert half.hidden_states.dtype == half.pooled.dtype == torch.bfloat16
