@@ -12,14 +12,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lora_character": {
         "method": {"kind": "lora", "rank": 16, "alpha": 8.0, "train_text_encoder": True},
         "optimizer": {"learning_rate": 2e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05},
-        # 2400 samples: what 20 to 40 pictures of one person need before they are copied.
-        "training": {"max_train_steps": 1200, "train_batch_size": 2, "loss_weighting": "min_snr"},
+        # What 20 to 40 pictures of one person need before they are copied.
+        "training": {"num_samples": 2400, "train_batch_size": 2, "loss_weighting": "min_snr"},
     },
     "lora_object": {
         "method": {"kind": "lora", "rank": 16, "alpha": 8.0, "train_text_encoder": True},
         "optimizer": {"learning_rate": 2e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05},
         # A thing looks the same more often than a face does: two thirds of a character's samples.
-        "training": {"max_train_steps": 800, "train_batch_size": 2, "loss_weighting": "min_snr"},
+        "training": {"num_samples": 1600, "train_batch_size": 2, "loss_weighting": "min_snr"},
     },
     "lora_style": {
         "method": {
@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "text_encoder_learning_rate": 2e-5,
         },
         "optimizer": {"learning_rate": 1e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05},
-        "training": {"max_train_steps": 1000, "train_batch_size": 4, "loss_weighting": "min_snr"},
+        "training": {"num_samples": 4000, "train_batch_size": 4, "loss_weighting": "min_snr"},
         # A style should not hang on the captions, so some are left out.
         "dataset": {"caption_dropout_rate": 0.05},
     },
@@ -38,31 +38,31 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": {"kind": "lora", "rank": 8, "alpha": 8.0},
         # Twice the rate and a quarter of the samples: shows whether the pictures and captions are right, not more.
         "optimizer": {"learning_rate": 4e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05},
-        "training": {"max_train_steps": 300, "train_batch_size": 2, "loss_weighting": "min_snr"},
+        "training": {"num_samples": 600, "train_batch_size": 2, "loss_weighting": "min_snr"},
     },
     "embedding_subject": {
         "method": {"kind": "textual_inversion", "vectors_per_token": 4},
         # Decay would pull the new vectors to zero, which no word of the model is near.
         "optimizer": {"learning_rate": 2e-3, "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.0},
-        "training": {"max_train_steps": 1500, "train_batch_size": 4},
+        "training": {"num_samples": 6000, "train_batch_size": 4},
     },
     "embedding_style": {
         "method": {"kind": "textual_inversion", "vectors_per_token": 8, "initializer_text": "style"},
         "optimizer": {"learning_rate": 1e-3, "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.0},
-        "training": {"max_train_steps": 2500, "train_batch_size": 4},
+        "training": {"num_samples": 10000, "train_batch_size": 4},
         "dataset": {"caption_template": "style_filewords"},
     },
     "embedding_quick_look": {
         "method": {"kind": "textual_inversion", "vectors_per_token": 4},
         # A fifth of the samples at twice the rate: whether the pictures and captions are right, not more.
         "optimizer": {"learning_rate": 4e-3, "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.0},
-        "training": {"max_train_steps": 300, "train_batch_size": 4},
+        "training": {"num_samples": 1200, "train_batch_size": 4},
     },
     "embedding_webui": {
         # The same mathematics as the WebUI's own Train tab, so that recipes written for it transfer.
         "method": {"kind": "textual_inversion", "vectors_per_token": 1, "initializer_text": "*"},
         "optimizer": {"learning_rate": "5e-3:200, 1e-3:1000, 5e-4", "lr_warmup_ratio": 0.0, "weight_decay": 0.0},
-        "training": {"max_train_steps": 2000, "train_batch_size": 1, "max_grad_norm": 0.0},
+        "training": {"num_samples": 2000, "train_batch_size": 1, "max_grad_norm": 0.0},
         "dataset": {"caption_template": "subject_filewords"},
         "output": {"file_format": "pt"},
     },

@@ -11,7 +11,16 @@ from .field import option
 class TrainingConfig:
     """The loop and its knobs. A step is one optimizer update."""
 
-    max_train_steps: int = option(1200, help="Length of the run.", unit="steps", min=1, max=10_000_000)
+    num_samples: int = option(
+        2400,
+        help="How many pictures the model looks at in all, repeats counted; unused when max_train_steps is given.",
+        unit="samples",
+        min=1,
+        max=100_000_000,
+    )
+    max_train_steps: int = option(
+        0, help="Length of the run; 0: as many steps as num_samples takes.", unit="steps", min=0, max=10_000_000
+    )
     train_batch_size: int = option(1, help="Pictures per micro-batch; needs memory.", min=1, max=1024)
     gradient_accumulation_steps: int = option(
         1, help="Micro-batches per step: a larger batch without its memory.", min=1, max=1024
@@ -59,3 +68,16 @@ class TrainingConfig:
     min_timestep: int = option(0, help="First noise level trained.", min=0, max=999, advanced=True)
     max_timestep: int = option(1000, help="End of the noise levels trained, exclusive.", min=1, max=1000, advanced=True)
     ema_decay: float = option(0.0, help="Average of the parameters that is saved instead; 0 off.", min=0.0, max=0.99999)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Pictures an optimizer update is made from."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def num_steps(self) -> int:
+        """Length of the run in steps: `max_train_steps` where it is given, else what `num_samples` takes, rounded up.
+
+        The one place that decides it.
+        """
+        return self.max_train_steps or -(-self.num_samples // self.samples_per_step)

@@ -67,7 +67,7 @@ def check_job(config: TrainJobConfig, host: Host, *, max_pictures: int = 200) ->
         problems=tuple(findings.problems),
         warnings=tuple(findings.warnings),
         method=config.method.kind,
-        max_train_steps=config.training.max_train_steps,
+        max_train_steps=config.training.num_steps,
         pictures=pictures,
         num_pictures=len(dataset.examples) if dataset else 0,
         skipped=(*skipped, *unreadable),
@@ -202,7 +202,7 @@ def _length(config: TrainJobConfig, dataset: Dataset | None) -> dict[str, Any]:
 
     training = config.training
     plan = BatchPlan(group_by_bucket(dataset.examples), batch_size=training.train_batch_size, seed=training.seed)
-    num_micro_batches = training.max_train_steps * training.gradient_accumulation_steps
+    num_micro_batches = training.num_steps * training.gradient_accumulation_steps
     epochs = num_micro_batches / plan.num_micro_batches_per_epoch
     return {"epochs": epochs, "num_samples": round(epochs * plan.num_examples_per_epoch)}
 

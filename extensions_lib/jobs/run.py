@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config.codec import dump, load
 from ..config.job import TrainJobConfig
 from ..control import JobControl
-from ..errors import ExtensionError, JobStopped, TrainingError, is_out_of_memory
+from ..errors import ConfigError, ExtensionError, JobStopped, Problem, TrainingError, is_out_of_memory
 from ..events import EventStream, Listener, TrainingFailed, TrainingFinished
 from ..ports import ALONE, Surroundings
 from .lock import run_lock
@@ -78,9 +78,11 @@ def check_resume(folder: RunFolder, max_train_steps: int | None = None) -> Train
 
     config = folder.config()
     if max_train_steps is not None:
+        if max_train_steps < 1:
+            raise ConfigError([Problem("max_train_steps", f"is {max_train_steps}, accepted are 1 or more steps")])
         training = dataclasses.replace(config.training, max_train_steps=max_train_steps)
         config = load(dump(dataclasses.replace(config, training=training)))
-    _refuse_finished(folder, completed_steps(folder.state), config.training.max_train_steps)
+    _refuse_finished(folder, completed_steps(folder.state), config.training.num_steps)
     check_before_start(config, folder.path)
     return config
 

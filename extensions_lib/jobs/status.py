@@ -111,7 +111,7 @@ class StatusFold:
             "base_model": config.base_model,
             "trigger_word": config.trigger_word,
             "state": "queued",
-            "max_train_steps": config.training.max_train_steps,
+            "max_train_steps": config.training.num_steps,
             "started_at": 0.0,
             "warnings": (),
             "results": (),

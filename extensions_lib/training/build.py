@@ -269,7 +269,7 @@ def _loss(prepared: Prepared, training: TrainingConfig) -> LossSettings:
 
 def make_learning_rates(config: TrainJobConfig) -> tuple[float, Schedule]:
     """The base learning rate, and its multiplier by completed steps. Raises ConfigError for a bad schedule text."""
-    optimizer, num_steps = config.optimizer, config.training.max_train_steps
+    optimizer, num_steps = config.optimizer, config.training.num_steps
     if isinstance(optimizer.learning_rate, str):
         pieces = parse_lr_text(optimizer.learning_rate)
         return pieces[0].rate, make_text_schedule(pieces)

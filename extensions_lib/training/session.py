@@ -215,7 +215,7 @@ class _Session:
             actions=self._actions(),
             events=events,
             control=control,
-            max_train_steps=training.max_train_steps,
+            max_train_steps=training.num_steps,
             num_micro_batches=training.gradient_accumulation_steps,
             max_grad_norm=training.max_grad_norm,
             device=prepared.device,
@@ -225,7 +225,7 @@ class _Session:
 
     def _actions(self) -> Actions:
         training, preview = self.config.training, self.config.preview
-        previews = preview.every_steps or -(-training.max_train_steps // PREVIEWS_PER_RUN)
+        previews = preview.every_steps or -(-training.num_steps // PREVIEWS_PER_RUN)
         return Actions(
             save=self.save_between,
             save_state=self.save_state,
@@ -261,7 +261,7 @@ class _Session:
                 name=self.config.name,
                 method=self.method.kind,
                 first_step=self.loop.completed_steps,
-                max_train_steps=self.config.training.max_train_steps,
+                max_train_steps=self.config.training.num_steps,
                 num_examples=len(self.prepared.train.dataset.examples),
                 num_parameters=sum(parameter.numel() for parameter in parameters),
                 run_folder=str(self.folders.run),
@@ -275,7 +275,7 @@ class _Session:
 
     def before_step(self, step: int) -> None:
         """What precedes every optimizer update, after `step` of them."""
-        self.trainable.before_step(step / self.config.training.max_train_steps)
+        self.trainable.before_step(step / self.config.training.num_steps)
 
     def after_update(self, step: int) -> None:
         """What follows every optimizer update."""

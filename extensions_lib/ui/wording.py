@@ -43,6 +43,7 @@ LABELS = {
     "lora.start_from": "LoRA to go on from",
     "lora.alpha": "Alpha",
     "lora.train_text_encoder": "Train the text encoder too",
+    "training.num_samples": "Length of the run",
     "training.max_train_steps": "Length of the run",
     "training.train_batch_size": "Batch size",
     "training.gradient_accumulation_steps": "Gradient accumulation",

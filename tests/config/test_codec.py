@@ -25,13 +25,13 @@ def problems(table: dict[str, Any]) -> dict[str, str]:
 def test_four_values_are_a_job_and_the_preset_fills_the_rest() -> None:
     job = load(minimal())
     assert isinstance(job.method, LoraConfig)
-    assert (job.method.rank, job.training.max_train_steps, job.training.loss_weighting) == (16, 1200, "min_snr")
+    assert (job.method.rank, job.training.num_steps, job.training.loss_weighting) == (16, 1200, "min_snr")
     assert job.trigger_word == "badge"
 
 
 def test_what_the_user_gives_wins_over_the_preset() -> None:
     job = load(minimal(method={"kind": "lora", "rank": 3}, training={"max_train_steps": 7}))
-    assert (job.method.rank, job.method.alpha, job.training.max_train_steps, job.training.train_batch_size) == (
+    assert (job.method.rank, job.method.alpha, job.training.num_steps, job.training.train_batch_size) == (
         3,
         8.0,
         7,

@@ -106,7 +106,8 @@ def test_the_form_begins_with_lora_and_its_first_preset(host: StandaloneHost) ->
     assert [value for _, value in parts["train_studio_method_kind"].choices] == ["lora", "textual_inversion"]
     assert parts["train_studio_method_kind"].value == "lora"
     assert parts["train_studio_start"].value == "Person or character"
-    assert parts["train_studio_training_max_train_steps"].value == 1200
+    assert parts["train_studio_training_num_samples"].value == 2400
+    assert parts["train_studio_training_max_train_steps"].value == 0
     assert parts["train_studio_lora_rank"].value == 16
     assert parts["train_studio_optimizer_learning_rate"].value == "0.0002"
     assert parts["train_studio_group_lora"].visible
