@@ -36,8 +36,8 @@ class Surroundings(Protocol):
     def publish(self, path: Path, kind: str, num_modules: int) -> Published | None:
         """Make a new or rewritten result usable at once, and say whether the host sees it; None: there is no host.
 
-        `kind` is 'lora' or 'embedding'; `num_modules` is how many modules of the model the file should match.
-        Raises HostError.
+        `kind` is one of `config.artefacts.ARTEFACTS`; `num_modules` is how many modules of the model the file should
+        match. Raises HostError.
         """
 
     def mirror(self, event: Event) -> None:
@@ -66,7 +66,7 @@ ALONE: Surroundings = _Alone()
 
 @dataclass(frozen=True)
 class HostFolders:
-    """Where the host looks for results, by method kind, and the folder that is ours: runs, presets, caches."""
+    """Where the host looks for results, by artefact kind, and the folder that is ours: runs, presets, caches."""
 
     results: Mapping[str, Path]
     checkpoints: Path

@@ -234,9 +234,9 @@ window.trainStudio = window.trainStudio || (() => {
         if (typeof switch_to_txt2img === "function") switch_to_txt2img();
     }
 
-    // Whether the LoRA, at any strength, or the word stands in the prompt.
+    // Whether the LoRA or hypernetwork, at any strength, or the word stands in the prompt.
     function contains(prompt, words) {
-        const tag = words.match(/^<lora:[^:>]+:/);
+        const tag = words.match(/^<(lora|hypernet):[^:>]+:/);
         if (tag) return prompt.includes(tag[0]);
         const literal = words.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
         return new RegExp(`(^|[^\\p{L}\\p{N}_-])${literal}($|[^\\p{L}\\p{N}_-])`, "u").test(prompt);
@@ -261,15 +261,21 @@ window.trainStudio = window.trainStudio || (() => {
 
     // ---- the host -------------------------------------------------------------------------------------------------
 
+    const click = (id) => document.getElementById(id)?.dispatchEvent(new Event("click"));
+
     // The server holds the list of cards; it makes a new one when its hidden button is clicked. One does for all kinds.
+    // The list of checkpoints at the top has a button of its own.
     function refreshCards() {
-        const count = document.querySelector("[data-ts-published]")?.dataset.tsPublished ?? null;
-        if (count !== null && published !== null && count !== published) {
-            for (const tab of ["txt2img", "img2img"]) {
-                document.getElementById(`${tab}_lora_extra_refresh_internal`)?.dispatchEvent(new Event("click"));
-            }
+        const marks = document.querySelector("[data-ts-published]")?.dataset;
+        if (!marks) return;
+        const counts = {cards: marks.tsPublished, checkpoints: marks.tsCheckpoints ?? "0"};
+        if (published && counts.cards !== published.cards) {
+            for (const tab of ["txt2img", "img2img"]) click(`${tab}_lora_extra_refresh_internal`);
         }
-        published = count ?? published;
+        if (published && counts.checkpoints !== published.checkpoints) {
+            for (const id of ["refresh_sd_model_checkpoint", "forge_refresh_checkpoint"]) click(id);
+        }
+        published = counts;
     }
 
     document.addEventListener("click", (event) => {

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, FastAPI, Header, Query
 from starlette.responses import Response
 
 from ..config.codec import dump
+from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..config.presets import PRESETS
 from ..errors import ConfigError
 from ..jobs.status import JobStatus
@@ -81,7 +82,7 @@ class Routes:
                 "has_prompt": self._host.has_prompt,
                 "base_models": [{"title": model.title, "path": str(model.path)} for model in self._host.base_models()],
                 "selected_base_model": str(selected) if selected else None,
-                "result_folders": {kind: str(path) for kind, path in folders.results.items()},
+                "result_folders": {kind: str(folders.results[artefact_kind(kind)]) for kind in METHOD_CONFIGS},
                 "unusable_methods": dict(self._host.unusable_methods()),
                 "access": {
                     "roots": None if access.roots is None else [str(root) for root in access.roots],

@@ -22,6 +22,8 @@ TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 FILLED_BY_HOST = {
     (TrainJobConfig, "base_model"): "Without it: the checkpoint that is selected in the WebUI.",
     (OutputConfig, "folder"): "Without it: the WebUI's own folder for this kind of file.",
+    (OutputConfig, "lora_folder"): "Without it: the WebUI's own folder for LoRAs.",
+    (OutputConfig, "embedding_folder"): "Without it: the WebUI's own folder for embeddings.",
     (OutputConfig, "runs_folder"): "Here always Train Studio's own folder.",
 }
 

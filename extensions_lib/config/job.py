@@ -12,6 +12,8 @@ from .preview import PreviewConfig
 from .training import TrainingConfig
 
 SCHEMA_VERSION = 1
+# Settings of the output that name the folder for a further file, with the kind of that file.
+FOLDERS_BESIDE = {"lora_folder": "lora", "embedding_folder": "embedding"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""What is trained. A method is a tagged union: `kind` says which."""
+"""What is trained. A method is a tagged union: `kind` says which; `artefact_kind` what file it makes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .field import option
 
@@ -11,6 +12,7 @@ from .field import option
 class TextualInversionConfig:
     """A few new vectors in the text encoder's table, called by a word."""
 
+    artefact_kind: ClassVar[str] = "embedding"
     kind: str = option("textual_inversion", help="The method.", choices=("textual_inversion",))
     vectors_per_token: int = option(4, help="How many vectors the word stands for.", min=1, max=75)
     initializer_text: str = option("", help="The vectors start as those of this text, such as 'dog'; empty: zeros.")
@@ -28,6 +30,7 @@ class TextualInversionConfig:
 class LoraConfig:
     """Low-rank additions to the model's own layers, called by <lora:name:weight>."""
 
+    artefact_kind: ClassVar[str] = "lora"
     kind: str = option("lora", help="The method.", choices=("lora",))
     rank: int = option(16, help="Size; more can hold more.", min=1, max=1024)
     alpha: float = option(8.0, help="The addition is scaled by alpha / rank.", min=0.0, max=4096.0)
@@ -44,3 +47,9 @@ class LoraConfig:
 
 METHOD_CONFIGS: dict[str, type] = {"textual_inversion": TextualInversionConfig, "lora": LoraConfig}
 MethodConfig = TextualInversionConfig | LoraConfig
+
+
+def artefact_kind(method: str) -> str:
+    """The kind of file that a method makes, one of `artefacts.ARTEFACTS`; '' for a method there is not (any more)."""
+    config = METHOD_CONFIGS.get(method)
+    return config.artefact_kind if config is not None else ""

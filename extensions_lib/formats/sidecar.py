@@ -7,13 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from .atomic import write_bytes_atomic
 
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".jxl")
+
+
+@dataclass(frozen=True)
+class _Card:
+    """Where the WebUI itself puts the picture of a kind, and whether its card has fields for the prompt."""
+
+    preview_suffix: str
+    has_prompt_fields: bool = False
+
+
 # An embedding's picture must be called .preview.png: the WebUI opens a plain .png there as a card with vectors in it.
-_PREVIEW_SUFFIX = {"lora": ".png", "embedding": ".preview.png"}
+_CARDS = {
+    "lora": _Card(".png", has_prompt_fields=True),
+    "embedding": _Card(".preview.png"),
+    "checkpoint": _Card(".png"),
+    "hypernetwork": _Card(".preview.png"),
+}
 
 
 def write_sidecars(
@@ -31,15 +47,16 @@ def write_sidecars(
 ) -> list[Path]:
     """Write or complete the sidecars of `artefact` and return those written.
 
-    `kind` is 'lora' or 'embedding' (whose card has no prompt fields); `sd_version` 'SD1', 'SD2', 'SDXL' or 'Unknown';
-    `preferred_weight` 0 leaves it to the WebUI. Empty fields are left out, fields already in the `.json` stay as they
-    are, and so does any preview picture but one of `own`, those the caller wrote before. Raises ValueError for another
-    kind; OutputError, DiskFullError as `write_bytes_atomic`.
+    `kind` is one of `config.artefacts.ARTEFACTS`; only a LoRA's card takes more than `description` and `notes`.
+    `sd_version` is 'SD1', 'SD2', 'SDXL' or 'Unknown'; `preferred_weight` 0 leaves it to the WebUI. Empty fields are
+    left out, fields already in the `.json` stay as they are, and so does any preview picture but one of `own`, those
+    the caller wrote before. Raises ValueError for another kind; OutputError, DiskFullError as `write_bytes_atomic`.
     """
-    if kind not in _PREVIEW_SUFFIX:
-        raise ValueError(f"kind is {kind!r}; accepted: {', '.join(_PREVIEW_SUFFIX)}")
+    card = _CARDS.get(kind)
+    if card is None:
+        raise ValueError(f"kind is {kind!r}; accepted: {', '.join(_CARDS)}")
     fields: dict[str, object] = {"description": description, "notes": notes}
-    if kind == "lora":
+    if card.has_prompt_fields:
         fields |= {
             "sd version": sd_version,
             "activation text": activation_text,
@@ -47,7 +64,7 @@ def write_sidecars(
             "negative text": negative_text,
         }
     written = _complete_json(artefact.with_suffix(".json"), {key: value for key, value in fields.items() if value})
-    picture = artefact.with_suffix(_PREVIEW_SUFFIX[kind])
+    picture = artefact.with_suffix(card.preview_suffix)
     if preview_png is not None and (picture in own or not has_preview(artefact)):
         written.append(write_bytes_atomic(picture, preview_png, overwrite=picture in own))
     return written

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..events import Event
 from ..ports import AccessPolicy, BaseModel, HostFolders, Parked, Published
 from . import folders, results, settings
@@ -69,5 +70,8 @@ class WebuiHost:
         return folders.access(settings.dataset_roots())
 
     def unusable_methods(self) -> Mapping[str, str]:
-        """None: every method there is takes effect in every host."""
-        return {}
+        """Hypernetworks in the forks: their attention does not ask for them."""
+        if self.name == A1111:
+            return {}
+        reason = f"{self.name} never applies hypernetworks; AUTOMATIC1111's WebUI does."
+        return {kind: reason for kind in METHOD_CONFIGS if artefact_kind(kind) == "hypernetwork"}

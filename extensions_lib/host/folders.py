@@ -5,29 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..config.artefacts import ARTEFACTS
 from ..ports import AccessPolicy, BaseModel, HostFolders
 
 WORK_FOLDER = "train-studio"
 
 
 def folders() -> HostFolders:
-    """Where results go by method kind, the checkpoints, and our own folder below the host's data."""
+    """Where results go by artefact kind, the checkpoints, and our own folder below the host's data."""
     from modules import paths_internal
 
     return HostFolders(
-        results={"lora": result_folder("lora"), "textual_inversion": result_folder("embedding")},
-        checkpoints=_checkpoint_folder(),
+        results={kind: result_folder(kind) for kind in ARTEFACTS},
+        checkpoints=result_folder("checkpoint"),
         work=Path(paths_internal.data_path) / WORK_FOLDER,
     )
 
 
 def result_folder(kind: str) -> Path:
-    """Where the host looks for results of a kind: 'lora' or 'embedding'."""
-    from modules import paths_internal
+    """Where the host looks for results of a kind: one of `config.artefacts.ARTEFACTS`."""
+    from modules import paths_internal, sd_models
 
-    if kind == "lora":
-        return _flag("lora_dir", Path(paths_internal.models_path) / "Lora")
-    return _flag("embeddings_dir", Path(paths_internal.data_path) / "embeddings")
+    models = Path(paths_internal.models_path)
+    flag, default = {
+        "lora": ("lora_dir", models / "Lora"),
+        "embedding": ("embeddings_dir", Path(paths_internal.data_path) / "embeddings"),
+        "checkpoint": ("ckpt_dir", Path(sd_models.model_path)),
+        "hypernetwork": ("hypernetwork_dir", models / "hypernetworks"),
+    }[kind]
+    return _flag(flag, default)
 
 
 def base_models() -> tuple[BaseModel, ...]:
@@ -69,8 +75,8 @@ def access(extra_roots: tuple[Path, ...]) -> AccessPolicy:
     if not is_open_to_others():
         return AccessPolicy(hide_paths=hide_paths)
     own = (
-        Path(paths_internal.data_path), Path(paths_internal.models_path), _checkpoint_folder(),
-        result_folder("lora"), result_folder("embedding"), _flag("vae_dir", None),
+        Path(paths_internal.data_path), Path(paths_internal.models_path), *map(result_folder, ARTEFACTS),
+        _flag("vae_dir", None),
     )  # fmt: skip
     roots = dict.fromkeys(folder.resolve() for folder in (*own, *extra_roots) if folder is not None)
     return AccessPolicy(roots=tuple(roots), allow_pickles=False, hide_paths=hide_paths)
@@ -81,12 +87,6 @@ def is_open_to_others() -> bool:
     from modules import shared
 
     return bool(getattr(shared.cmd_opts, "disable_extension_access", True))
-
-
-def _checkpoint_folder() -> Path:
-    from modules import sd_models
-
-    return _flag("ckpt_dir", Path(sd_models.model_path))
 
 
 def _checkpoint_called(title: str) -> Any | None:

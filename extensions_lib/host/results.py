@@ -6,34 +6,32 @@ a rewritten file must go, or the next picture shows the old one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import HostError
 from ..ports import Published
+from .checkpoints import publish_checkpoint
 from .detect import A1111, FORGE
 from .folders import loaded_model, result_folder
+from .hypernetworks import publish_hypernetwork
 
 MISSED_LORA_HINT = "Press the refresh button of the LoRA cards; if it stays away, look at the WebUI's log."
 FORGE_TEXT_ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
 
 
 def publish(path: Path, kind: str, num_modules: int, host_name: str) -> Published:
-    """Refresh the host's lists for a LoRA or embedding and say how it sees the file. Raises HostError."""
+    """Refresh the host's list for a result of this kind and say how it sees the file. Raises HostError."""
     outside = _outside_of_folder(path, kind)
     if outside is not None:
         return outside
     try:
-        if kind == "lora":
-            published = _publish_lora(path, num_modules, host_name)
-        elif host_name == FORGE:
-            published = _publish_embedding_on_forge(path)
-        else:
-            published = _publish_embedding(path)
+        published = _PUBLISHERS[kind](path, num_modules, host_name)
     except Exception as error:
         raise HostError(
             f"{host_name} could not take in {path.name}: {type(error).__name__}: {error}",
-            "The file is complete. Press the refresh button of its cards, or restart the WebUI.",
+            "The file is complete. Press the refresh button of its list, or restart the WebUI.",
         ) from error
     clear_encoded_prompts()
     return published
@@ -96,8 +94,10 @@ def _take_loras_out(networks: Any, model: Any) -> None:
                 module.network_current_names = ()
 
 
-def _publish_embedding(path: Path) -> Published:
+def _publish_embedding(path: Path, num_modules: int, host_name: str) -> Published:
     """Take in this one file: reading all of them again would need the model on the device to learn its width."""
+    if host_name == FORGE:
+        return _publish_embedding_on_forge(path)
     from modules import sd_hijack
 
     if loaded_model() is None:
@@ -146,3 +146,11 @@ def _embedding_answer(name: str, database: Any) -> Published:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+_PUBLISHERS: dict[str, Callable[[Path, int, str], Published]] = {
+    "lora": _publish_lora,
+    "embedding": _publish_embedding,
+    "checkpoint": lambda path, num_modules, host_name: publish_checkpoint(path),
+    "hypernetwork": publish_hypernetwork,
+}

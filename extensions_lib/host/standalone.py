@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.artefacts import ARTEFACTS
 from ..events import Event
 from ..ports import AccessPolicy, BaseModel, Credentials, HostFolders, Parked, Published
 from ..practice import BADGE_FOLDER, SUBJECTS_FOLDER, practice_checkpoint
@@ -55,8 +56,8 @@ class StandaloneHost:
 
     def folders(self) -> HostFolders:
         """All below the folder of this host."""
-        results = {"lora": self._folder / "loras", "textual_inversion": self._folder / "embeddings"}
-        return HostFolders(results=results, checkpoints=self._folder / "checkpoints", work=self._folder)
+        results = {kind: self._folder / f"{kind}s" for kind in ARTEFACTS}
+        return HostFolders(results=results, checkpoints=results["checkpoint"], work=self._folder)
 
     def base_models(self) -> tuple[BaseModel, ...]:
         """The practice model, and what lies in the folder of checkpoints."""
@@ -137,7 +138,7 @@ def serve(
     from ..ui.tab import build_tab
 
     host = StandaloneHost(folder, is_open=listen)
-    for path in (*host.folders().results.values(), host.folders().checkpoints):
+    for path in host.folders().results.values():
         path.mkdir(parents=True, exist_ok=True)
     manager = JobManager(host)
     credentials = Credentials(users=tuple(users), page_secret=secrets.token_urlsafe(24))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.job import TrainJobConfig
+from ..config.job import FOLDERS_BESIDE, TrainJobConfig
 from ..errors import AccessError, ConfigError, Problem
 from ..ports import AccessPolicy, Host
 
@@ -67,12 +67,16 @@ def named_paths(config: TrainJobConfig) -> Iterator[NamedPath]:
     yield NamedPath("dataset.folder", Path(dataset.folder))
     yield NamedPath("output.folder", Path(output.folder))
     yield NamedPath("output.runs_folder", Path(output.runs_folder))
+    for name in FOLDERS_BESIDE:
+        if getattr(output, name):
+            yield NamedPath(f"output.{name}", Path(getattr(output, name)))
     if config.vae:
         yield NamedPath("vae", Path(config.vae), holds_weights=True)
     if dataset.validation_folder:
         yield NamedPath("dataset.validation_folder", Path(dataset.validation_folder))
-    if config.method.start_from:
-        yield NamedPath("method.start_from", Path(config.method.start_from), holds_weights=True)
+    start_from = getattr(config.method, "start_from", "")
+    if start_from:
+        yield NamedPath("method.start_from", Path(start_from), holds_weights=True)
     if is_template_path(dataset.caption_template):
         yield NamedPath("dataset.caption_template", Path(dataset.caption_template).expanduser())
 

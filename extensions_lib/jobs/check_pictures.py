@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..config.job import TrainJobConfig
 from ..errors import DatasetError
 from .check_report import PictureCheck
-from .clashes import EMBEDDING, contains
+from .clashes import contains
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,10 +61,9 @@ def captions_of(
 
 def _new_tokens(config: TrainJobConfig, tokenizer: PromptTokenizer) -> dict[str, list[int]]:
     """The placeholder as the training will attach it."""
-    if config.method.kind != EMBEDDING:
-        return {}
+    num_vectors = getattr(config.method, "vectors_per_token", 0)
     first = tokenizer.num_vocabulary
-    return {config.trigger_word: list(range(first, first + config.method.vectors_per_token))}
+    return {config.trigger_word: list(range(first, first + num_vectors))} if num_vectors else {}
 
 
 def caption_warnings(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.codec import load
-from ..config.job import TrainJobConfig
-from ..config.methods import METHOD_CONFIGS
+from ..config.job import FOLDERS_BESIDE, TrainJobConfig
+from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..config.presets import PRESETS, merge
 from ..errors import ConfigError, Problem
 from ..ports import Host
@@ -36,11 +36,9 @@ def with_host_values(table: Mapping[str, Any], host: Host) -> dict[str, Any]:
     if not isinstance(output, Mapping):
         return filled
     folders = host.folders()
-    own: dict[str, str] = {}
-    kind = method_kind(table)
-    if kind in folders.results:
-        own["folder"] = str(folders.results[kind])
-    given = {key: value for key, value in output.items() if not (key == "folder" and value == "")}
+    kinds = {"folder": artefact_kind(method_kind(table)), **FOLDERS_BESIDE}
+    own = {key: str(folders.results[kind]) for key, kind in kinds.items() if kind in folders.results}
+    given = {key: value for key, value in output.items() if not (key in kinds and value == "")}
     filled["output"] = merge(own, {**given, "runs_folder": str(folders.runs)})
     return filled
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.codec import dump
-from ..config.job import TrainJobConfig
+from ..config.job import FOLDERS_BESIDE, TrainJobConfig
 from ..data.summary import summarise
 from ..errors import DiskFullError, OutputError
 from ..formats.atomic import write_bytes_atomic
@@ -35,9 +35,8 @@ def result_path(config: TrainJobConfig, method: TrainMethod, step: int | None) -
 
 def path_beside(config: TrainJobConfig, name: str, kind: str) -> Path:
     """Where the further file `name` of an artefact kind goes: to the folder for its kind, else beside the result."""
-    output = config.output
-    folders = {"lora": output.lora_folder, "embedding": output.embedding_folder}
-    return Path(folders.get(kind) or output.folder) / name
+    folders = {each: getattr(config.output, setting) for setting, each in FOLDERS_BESIDE.items()}
+    return Path(folders.get(kind) or config.output.folder) / name
 
 
 def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
@@ -172,7 +171,7 @@ class ResultWriter:
         written = write_sidecars(
             path,
             kind,
-            activation_text=self.config.trigger_word if kind == "lora" else "",
+            activation_text=self.config.trigger_word,
             description=output.description or self._description(),
             notes="",
             sd_version=self.prepared.bundle.family.sd_version,

@@ -18,7 +18,8 @@ from ..config.preview import PreviewPrompt
 from .wording import LABELS, PREVIEW_PROMPTS_TEXT, words_of
 
 # Decided by the host, or by controls of their own.
-NOT_SHOWN = {"job.schema_version", "job.preset", "output.folder", "output.runs_folder", *(
+NOT_SHOWN = {"job.schema_version", "job.preset", "output.folder", "output.runs_folder",
+    "output.lora_folder", "output.embedding_folder", *(
     f"{kind}.kind" for kind in METHOD_CONFIGS)}  # fmt: skip
 # On the upper part of the page, and not among the start values.
 ESSENTIAL = ("job.name", "job.base_model", "dataset.folder", "dataset.trigger_word")

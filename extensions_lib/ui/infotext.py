@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+from ..config.artefacts import ARTEFACTS
 from ..config.job import TrainJobConfig
+from ..config.methods import artefact_kind
 from ..config.preview import PreviewPrompt
 
 # Names of sampler and schedule in A1111 1.10. Its 'Automatic' means Karras for DPM++ 2M, and even spacing elsewhere.
@@ -20,9 +22,17 @@ WEBUI_SAMPLERS = {
 }
 
 
-def prompt_text(kind: str, stem: str, trigger_word: str) -> str:
-    """What calls a result file in a prompt: '<lora:cat:1> zcat', or an embedding's own name."""
-    return f"<lora:{stem}:1> {trigger_word}".rstrip() if kind == "lora" else stem
+def prompt_text(method: str, stem: str, trigger_word: str) -> str:
+    """What calls a method's result file in a prompt: '<lora:cat:1> zcat', an embedding's name, a checkpoint's word."""
+    artefact = ARTEFACTS.get(artefact_kind(method))
+    return artefact.call(stem, trigger_word) if artefact is not None else trigger_word
+
+
+def use_note(method: str, filename: str) -> str:
+    """What the user has to know besides when the prompt is changed for a result file."""
+    if artefact_kind(method) == "checkpoint":
+        return f"select {filename} as the checkpoint yourself"
+    return "nothing else changes"
 
 
 def preview_prompt(text: str, config: TrainJobConfig) -> str:
@@ -33,13 +43,16 @@ def preview_prompt(text: str, config: TrainJobConfig) -> str:
 def infotext(config: TrainJobConfig, prompt: PreviewPrompt, stem: str) -> str:
     """The parameters with which the WebUI draws `prompt` with the result file called `stem`.
 
-    A LoRA's tag is appended; an embedding is called by its file's name, so that stands for the trigger word.
+    A LoRA's or hypernetwork's tag is appended; an embedding is called by its file's name, so that stands for the
+    trigger word; a checkpoint is the model itself.
     """
+    artefact = ARTEFACTS[config.method.artefact_kind]
     texts = [preview_prompt(text, config) for text in (prompt.prompt, prompt.negative_prompt)]
-    if config.method.kind == "lora":
-        texts[0] = f"{texts[0]} <lora:{stem}:1>".lstrip()
+    if artefact.has_trigger_word:
+        texts[0] = f"{texts[0]} {artefact.tag.format(stem=stem)}".strip()
     else:
         texts = [_renamed(text, config.trigger_word, stem) for text in texts]
+    model = stem if config.method.artefact_kind == "checkpoint" else Path(config.base_model).name
     sampler, schedule = WEBUI_SAMPLERS[prompt.sampler]
     side = config.dataset.resolution_px
     parameters = {
@@ -49,7 +62,7 @@ def infotext(config: TrainJobConfig, prompt: PreviewPrompt, stem: str) -> str:
         "CFG scale": f"{prompt.guidance_scale:g}",
         "Seed": prompt.seed,
         "Size": f"{prompt.width_px or side}x{prompt.height_px or side}",
-        "Model": re.sub(r"\.(safetensors|ckpt)$", "", Path(config.base_model).name),
+        "Model": re.sub(r"\.(safetensors|ckpt)$", "", model),
         "RNG": "CPU",
     }
     if config.training.clip_skip != 1:

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
+from ..config.methods import artefact_kind
 from ..errors import ExtensionError
 from ..jobs.status import JobStatus
 from .chart import loss_chart, smoothed, smoothing_window
@@ -97,9 +98,14 @@ class LivePage:
         )
 
     def _marks(self, statuses: Sequence[JobStatus]) -> dict[str, object]:
-        """What the page's script reads: whether to ask often, and whether the WebUI's cards are out of date."""
-        count = sum(bool(saved.published) for status in statuses for saved in status.results)
-        return {"data_ts_published": count, "data_ts_active": True if self._manager.active() else None}
+        """What the page's script reads: whether to ask often, and whether the WebUI's lists are out of date."""
+        published = [status for status in statuses for saved in status.results if saved.published]
+        checkpoints = sum(artefact_kind(status.method) == "checkpoint" for status in published)
+        return {
+            "data_ts_published": len(published),
+            "data_ts_checkpoints": checkpoints or None,
+            "data_ts_active": True if self._manager.active() else None,
+        }
 
     def _elsewhere(self, status: JobStatus) -> str:
         """A line about the job at work when another one is shown."""

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..jobs.status import JobStatus
-from .wording import PURPOSES
+from .wording import METHOD_WORDS, PURPOSES
 
 API = "./train-studio/v1"
 
@@ -25,7 +25,6 @@ STATE_WORDS = {
     "failed": "Failed",
     "interrupted": "Interrupted",
 }
-METHOD_WORDS = {"lora": "LoRA", "textual_inversion": "Embedding"}
 
 
 def attributes(**values: Any) -> str:

@@ -15,7 +15,7 @@ from ..jobs.status import JobStatus, SavedResult
 from ..jobs.store import RunFolder
 from ..preview.grid import picture_name
 from ..preview.record import read_prompts
-from .infotext import infotext, preview_prompt, prompt_text
+from .infotext import infotext, preview_prompt, prompt_text, use_note
 from .markup import attributes, button, job_button, part, picture_link, preview_url
 
 MAX_MOMENTS = 40  # keeps a fragment small; the others are in the run's folder
@@ -133,7 +133,7 @@ def _result(status: JobStatus, saved: SavedResult, pictures: RunPictures, has_pr
 def _use(status: JobStatus, path: Path, has_prompt: bool) -> str:
     text = prompt_text(status.method, path.stem, status.trigger_word)
     if has_prompt:
-        tip = f"Adds {text} to the prompt; nothing else changes"
+        tip = f"Adds {text} to the prompt; {use_note(status.method, path.name)}"
         return button("Use in txt2img", prompt={"text": text, "negative": ""}, title=tip, style="primary")
     return button("Copy", copy=text, title=f"Copies {text}", style="primary")
 

@@ -10,8 +10,7 @@ from ..config.methods import METHOD_CONFIGS
 from ..config.presets import PRESETS, default_preset, merge
 from ..errors import ConfigError, ExtensionError, Problem
 from ..jobs.user_presets import UserPresets
-from .markup import METHOD_WORDS
-from .wording import PURPOSES
+from .wording import METHOD_TEXTS, METHOD_WORDS, PURPOSES
 
 MINE = "Mine: "
 
@@ -71,6 +70,12 @@ def label_of_preset(preset: str, kind: str) -> str:
     known = preset in PRESETS and PRESETS[preset]["method"]["kind"] == kind
     name = preset if known else default_preset(kind)
     return PURPOSES.get(name, name)
+
+
+def method_text(unusable: Mapping[str, str]) -> str:
+    """What each of the methods is good for, and why the others are not there."""
+    kinds = [kind for _, kind in method_choices(unusable)]
+    return " ".join([*(METHOD_TEXTS[kind] for kind in kinds if kind in METHOD_TEXTS), *unusable.values()])
 
 
 def method_choices(unusable: Mapping[str, str]) -> list[tuple[str, str]]:

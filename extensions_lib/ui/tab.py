@@ -17,8 +17,7 @@ from .fields import shown_values
 from .forms import Form, field_of
 from .handlers import Handlers
 from .markup import API
-from .presets import label_of_preset, method_choices, start_values
-from .wording import METHOD_TEXT
+from .presets import label_of_preset, method_choices, method_text, start_values
 
 ROOT_ID = "train_studio_root"
 ACCORDIONS = ("method", "training", "optimizer", "dataset", "preview", "output")
@@ -118,7 +117,7 @@ def _left(
 def _job_controls(form: Form, handlers: Handlers, host: Host, table: Mapping[str, Any]) -> _Job:
     kind = table["method"]["kind"]
     unusable = host.unusable_methods()
-    info = " ".join([METHOD_TEXT, *unusable.values()])
+    info = method_text(unusable)
     method = gr.Radio(
         method_choices(unusable), value=kind, label="What to make", info=info, elem_id="train_studio_method_kind"
     )

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-METHOD_TEXT = (
-    "LoRA: learns a person, an object or a style best; called with <lora:name:1>. "
-    "Embedding: a new word in a tiny file; can only mix what the checkpoint already knows."
-)
+METHOD_WORDS = {
+    "lora": "LoRA",
+    "textual_inversion": "Embedding",
+    "pivotal": "LoRA with a word of its own",
+    "dreambooth": "Checkpoint (DreamBooth)",
+    "hypernetwork": "Hypernetwork",
+}
+METHOD_TEXTS = {
+    "lora": "LoRA: learns a person, an object or a style best; called with <lora:name:1>.",
+    "textual_inversion": "Embedding: a new word in a tiny file; can only mix what the checkpoint already knows.",
+    "pivotal": "LoRA with a word of its own: the new word is trained too and is in the same file.",
+    "dreambooth": "Checkpoint: the whole model, gigabytes; learns most, and is selected rather than called.",
+    "hypernetwork": "Hypernetwork: an older kind, for styles; called with <hypernet:name:1>.",
+}
 PURPOSES = {
     "lora_character": "Person or character",
     "lora_object": "Object",

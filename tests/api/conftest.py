@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from extensions_lib.api.routes import add_routes
+from extensions_lib.config.artefacts import ARTEFACTS
 from extensions_lib.config.codec import load
 from extensions_lib.errors import UnknownJobError
 from extensions_lib.events import Event, EventStream, PhaseProgress, PreviewReady, StepCompleted, TrainingStarted
@@ -39,8 +40,9 @@ class FolderHost:
         self.unusable: dict[str, str] = {}
 
     def folders(self) -> HostFolders:
-        results = {"lora": self.root / "Lora", "textual_inversion": self.root / "embeddings"}
-        return HostFolders(results, self.root / "checkpoints", self.root / "train-studio")
+        names = ("Lora", "embeddings", "checkpoints", "hypernetworks")
+        results = {kind: self.root / name for kind, name in zip(ARTEFACTS, names, strict=True)}
+        return HostFolders(results, results["checkpoint"], self.root / "train-studio")
 
     def base_models(self) -> tuple[BaseModel, ...]:
         return (BaseModel("practice [d75978bb3c]", self.base),)

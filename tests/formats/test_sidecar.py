@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from extensions_lib.config.artefacts import ARTEFACTS
 from extensions_lib.formats.sidecar import has_preview, write_sidecars
 
 FIELDS = {
@@ -46,6 +47,15 @@ def test_an_embedding_has_no_prompt_fields_and_another_picture_name(tmp_path: Pa
     assert content(tmp_path / "cat.json") == {"description": "A caf\u00e9 cat", "notes": "n"}
 
 
+@pytest.mark.parametrize(("kind", "picture"), [("checkpoint", "cat.png"), ("hypernetwork", "cat.preview.png")])
+def test_other_kinds_have_a_description_and_the_picture_where_the_webui_puts_it(
+    tmp_path: Path, kind: str, picture: str
+) -> None:
+    written = write_sidecars(tmp_path / "cat.pt", kind, **FIELDS, preview_png=b"png")
+    assert written == [tmp_path / "cat.json", tmp_path / picture]
+    assert content(tmp_path / "cat.json") == {"description": "A caf\u00e9 cat"}
+
+
 def test_only_missing_fields_are_added(tmp_path: Path) -> None:
     users = {"description": "", "preferred weight": 0.3, "my own": [1, 2]}
     (tmp_path / "cat.json").write_text(json.dumps(users), encoding="utf-8")
@@ -74,7 +84,7 @@ def test_a_file_we_do_not_understand_is_the_users(tmp_path: Path, text: str) -> 
 
 
 @pytest.mark.parametrize("picture", ["cat.png", "cat.preview.png", "cat.jpg", "cat.preview.webp", "cat.gif"])
-@pytest.mark.parametrize("kind", ["lora", "embedding"])
+@pytest.mark.parametrize("kind", ARTEFACTS)
 def test_a_users_picture_stays_the_only_one(tmp_path: Path, kind: str, picture: str) -> None:
     (tmp_path / picture).write_bytes(b"users")
     assert has_preview(tmp_path / "cat.safetensors")
@@ -89,5 +99,5 @@ def test_nothing_to_say_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind is 'vae'; accepted: lora, embedding"):
+    with pytest.raises(ValueError, match="kind is 'vae'; accepted: lora, embedding, checkpoint, hypernetwork"):
         write_sidecars(tmp_path / "cat.safetensors", "vae")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from extensions_lib.config.methods import METHOD_CONFIGS
+from extensions_lib.config.artefacts import ARTEFACTS
+from extensions_lib.config.methods import METHOD_CONFIGS, artefact_kind
 from extensions_lib.host import folders
 from extensions_lib.host.settings import DATASET_ROOTS, dataset_roots
 from extensions_lib.ports import AccessPolicy
@@ -16,20 +17,25 @@ def test_results_go_where_the_host_looks_for_them(webui: Webui, tmp_path: Path) 
     found = folders.folders()
     assert found.results == {
         "lora": tmp_path / "models" / "Lora",
-        "textual_inversion": tmp_path / "embeddings",
+        "embedding": tmp_path / "embeddings",
+        "checkpoint": tmp_path / "models" / "Stable-diffusion",
+        "hypernetwork": tmp_path / "models" / "hypernetworks",
     }
-    assert set(found.results) == set(METHOD_CONFIGS)
+    assert {artefact_kind(method) for method in METHOD_CONFIGS} <= set(found.results) == set(ARTEFACTS)
     assert found.checkpoints == tmp_path / "models" / "Stable-diffusion"
     assert found.work == tmp_path / "train-studio"
 
 
 def test_flags_move_the_folders_and_missing_flags_do_not_matter(webui: Webui, tmp_path: Path) -> None:
     webui.flags.ckpt_dir = str(tmp_path / "elsewhere")
+    webui.flags.hypernetwork_dir = str(tmp_path / "networks")
     del webui.flags.lora_dir, webui.flags.embeddings_dir
     found = folders.folders()
     assert found.checkpoints == tmp_path / "elsewhere"
     assert found.results["lora"] == tmp_path / "models" / "Lora"
-    assert found.results["textual_inversion"] == tmp_path / "embeddings"
+    assert found.results["embedding"] == tmp_path / "embeddings"
+    assert found.results["checkpoint"] == found.checkpoints
+    assert found.results["hypernetwork"] == tmp_path / "networks"
 
 
 def test_base_models_are_the_hosts_list_in_its_order(webui: Webui, tmp_path: Path) -> None:
@@ -70,8 +76,11 @@ def test_statement_32_a_page_open_to_others_may_name_the_hosts_folders_only(webu
     policy = folders.access(dataset_roots())
     assert not policy.allow_pickles
     assert policy.roots == tuple(
-        tmp_path / name for name in (".", "models", "checkpoints", "models/Lora", "embeddings", "mine", "more")
-    )
+        tmp_path / name
+        for name in (
+            ".", "models", "models/Lora", "embeddings", "checkpoints", "models/hypernetworks", "mine", "more"
+        )
+    )  # fmt: skip
 
 
 def test_statement_32_a_host_that_does_not_say_counts_as_open(webui: Webui) -> None:

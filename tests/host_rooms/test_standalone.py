@@ -70,7 +70,8 @@ def secret_of(html: str) -> str:
 
 def test_results_go_below_the_folder(tmp_path: Path) -> None:
     folders = StandaloneHost(tmp_path).folders()
-    assert folders.results == {"lora": tmp_path / "loras", "textual_inversion": tmp_path / "embeddings"}
+    names = {"lora": "loras", "embedding": "embeddings", "checkpoint": "checkpoints", "hypernetwork": "hypernetworks"}
+    assert folders.results == {kind: tmp_path / name for kind, name in names.items()}
     assert (folders.checkpoints, folders.runs) == (tmp_path / "checkpoints", tmp_path / "runs")
 
 

@@ -89,8 +89,13 @@ class RecordingHost:
         self.mirrored.append(event)
 
     def folders(self) -> HostFolders:
-        results = {"lora": self.root / "Lora", "textual_inversion": self.root / "embeddings"}
-        return HostFolders(results, self.root / "Stable-diffusion", self.root / "train-studio")
+        results = {
+            "lora": self.root / "Lora",
+            "embedding": self.root / "embeddings",
+            "checkpoint": self.root / "Stable-diffusion",
+            "hypernetwork": self.root / "hypernetworks",
+        }
+        return HostFolders(results, results["checkpoint"], self.root / "train-studio")
 
     def base_models(self) -> tuple[BaseModel, ...]:
         return self.models

@@ -35,7 +35,12 @@ def table(allowed: Path) -> dict[str, Any]:
             "caption_template": str(allowed / "template.txt"),
         },
         "method": {"kind": "lora", "start_from": str(allowed / "old.safetensors")},
-        "output": {"folder": str(allowed / "out"), "runs_folder": str(allowed / "runs")},
+        "output": {
+            "folder": str(allowed / "out"),
+            "lora_folder": str(allowed / "loras"),
+            "embedding_folder": str(allowed / "embeddings"),
+            "runs_folder": str(allowed / "runs"),
+        },
     }
 
 
@@ -51,7 +56,7 @@ def check(table: dict[str, Any], host: Any, policy: AccessPolicy) -> None:
 
 SETTINGS = (
     "base_model", "vae", "dataset.folder", "dataset.validation_folder", "dataset.caption_template",
-    "method.start_from", "output.folder", "output.runs_folder",
+    "method.start_from", "output.folder", "output.lora_folder", "output.embedding_folder", "output.runs_folder",
 )  # fmt: skip
 
 

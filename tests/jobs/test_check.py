@@ -41,7 +41,7 @@ class Folders:
         self._work, self._unusable = work, unusable
 
     def folders(self) -> HostFolders:
-        results = {"lora": self._work / "Lora", "textual_inversion": self._work / "embeddings"}
+        results = {"lora": self._work / "Lora", "embedding": self._work / "embeddings"}
         return HostFolders(results, self._work / "checkpoints", self._work)
 
     def unusable_methods(self) -> Mapping[str, str]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from extensions_lib.config.artefacts import ARTEFACTS
 from extensions_lib.config.codec import load
 from extensions_lib.config.job import TrainJobConfig
+from extensions_lib.config.methods import LoraConfig
 from extensions_lib.jobs.clashes import contains, name_warnings, result_files, word_warnings
 from extensions_lib.models.tokenizer import PromptTokenizer
 
@@ -20,13 +22,19 @@ def tokenizer() -> PromptTokenizer:
 
 @pytest.fixture
 def results(tmp_path: Path) -> dict[str, Path]:
-    folders = {"lora": tmp_path / "Lora", "textual_inversion": tmp_path / "embeddings", "other": tmp_path / "none"}
+    names = {
+        "lora": "Lora", "embedding": "embeddings", "hypernetwork": "hypernetworks", "checkpoint": "Stable-diffusion"
+    }  # fmt: skip
+    folders = {kind: tmp_path / name for kind, name in names.items()}
     (folders["lora"] / "sub").mkdir(parents=True)
-    folders["textual_inversion"].mkdir()
+    (folders["checkpoint"] / "sub").mkdir(parents=True)
+    folders["embedding"].mkdir()
     for name in ("fluffy.pt", "fluffy.preview.png", "Red Cat.safetensors"):
-        (folders["textual_inversion"] / name).touch()
+        (folders["embedding"] / name).touch()
     (folders["lora"] / "zbadge.safetensors").touch()
     (folders["lora"] / "sub" / "Zbadge.pt").touch()
+    (folders["checkpoint"] / "zbadge.safetensors").touch()
+    (folders["checkpoint"] / "zbadge.pt").touch()
     return folders
 
 
@@ -35,8 +43,9 @@ def job(kind: str, name: str, **dataset: Any) -> TrainJobConfig:
 
 
 def test_result_files_are_model_files_only(results: dict[str, Path]) -> None:
-    assert [path.name for path in result_files(results["textual_inversion"])] == ["Red Cat.safetensors", "fluffy.pt"]
-    assert list(result_files(results["other"])) == []
+    suffixes = ARTEFACTS["embedding"].suffixes
+    assert [path.name for path in result_files(results["embedding"], suffixes)] == ["Red Cat.safetensors", "fluffy.pt"]
+    assert list(result_files(results["hypernetwork"], suffixes)) == []
 
 
 def test_a_file_of_the_same_name_is_named(results: dict[str, Path]) -> None:
@@ -49,6 +58,25 @@ def test_a_file_of_the_same_name_is_named(results: dict[str, Path]) -> None:
         "'fluffy' is also the name of an existing embedding, fluffy.pt: the two are easily mixed up in prompts."
     ]
     assert name_warnings(job("lora", "other"), results["lora"] / "other.safetensors", results) == []
+
+
+def test_a_checkpoint_meets_only_checkpoints(results: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoraConfig, "artefact_kind", "checkpoint")
+    own = results["checkpoint"] / "sub" / "zbadge.safetensors"
+    assert name_warnings(job("lora", "zbadge"), own, results) == [
+        "'zbadge' is also the name of another checkpoint, zbadge.safetensors: the WebUI lists both, and they are "
+        "easily mixed up."
+    ]
+
+
+def test_every_kind_has_a_word_a_folder_of_its_own_and_a_tag_or_none() -> None:
+    assert {kind: artefact.call("cat-000400", "zcat") for kind, artefact in ARTEFACTS.items()} == {
+        "lora": "<lora:cat-000400:1> zcat",
+        "embedding": "cat-000400",
+        "checkpoint": "zcat",
+        "hypernetwork": "<hypernet:cat-000400:1> zcat",
+    }
+    assert ARTEFACTS["lora"].call("cat", "") == "<lora:cat:1>"
 
 
 @pytest.mark.parametrize(("name", "is_word"), [("cat", True), ("Badge", True), ("zbadge", False), ("my cat", False)])

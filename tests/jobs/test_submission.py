@@ -20,16 +20,18 @@ def test_the_host_fills_in_base_model_and_folders(recording_host: Any) -> None:
     folders = recording_host.folders()
     assert config.base_model == str(Path("/models/base.safetensors"))
     assert config.output.folder == str(folders.results["lora"])
+    assert config.output.lora_folder == str(folders.results["lora"])
+    assert config.output.embedding_folder == str(folders.results["embedding"])
     assert config.output.runs_folder == str(folders.runs)
     embedding = prepare_job({**LORA, "method": {"kind": "textual_inversion"}}, recording_host)
-    assert embedding.output.folder == str(folders.results["textual_inversion"])
+    assert embedding.output.folder == str(folders.results["embedding"])
 
 
 def test_the_method_may_come_from_the_preset(recording_host: Any) -> None:
     recording_host.selected = Path("/models/base.safetensors")
     table = {"name": "cat", "dataset": {"folder": "pictures"}, "preset": "embedding_style"}
     config = prepare_job(table, recording_host)
-    assert config.output.folder == str(recording_host.folders().results["textual_inversion"])
+    assert config.output.folder == str(recording_host.folders().results["embedding"])
 
 
 def test_what_the_user_says_wins_but_for_the_runs(recording_host: Any, tmp_path: Path) -> None:

@@ -188,12 +188,13 @@ def test_statement_25_a_new_result_refreshes_the_cards(report: dict[str, Any]) -
     assert report["noCardsYet"] == []
     assert report["cards"] == [["txt2img_lora_extra_refresh_internal"]]
     assert report["cardsUnchanged"] == []
+    assert report["checkpoints"] == [["txt2img_lora_extra_refresh_internal"], ["refresh_sd_model_checkpoint"]]
 
 
 def test_statement_13_a_lost_connection_is_said_and_tried_again(report: dict[str, Any]) -> None:
     assert report["lost"] == "Connection lost, retrying."
     assert report["keptTrying"] is True
-    assert report["stillThere"] == "y"
+    assert report["stillThere"] == "z"
     assert report["back"] == ""
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from extensions_lib.config.codec import load
 from extensions_lib.config.presets import PRESETS
 from extensions_lib.host.standalone import PRACTICE_TITLE, StandaloneHost, practice_job
 from extensions_lib.jobs.manager import JobManager
+from extensions_lib.jobs.submission import prepare_job
 from extensions_lib.jobs.user_presets import UserPresets
 from extensions_lib.ports import AccessPolicy
 from extensions_lib.ui.fields import all_fields, shown_values
@@ -267,7 +267,7 @@ def test_refresh_finds_new_checkpoints(page: Page) -> None:
 def test_the_settings_of_an_earlier_run_come_back_whole(page: Page) -> None:
     page.manager.submit(page.handlers.job("lora", CHARACTER, None, page.values()))
     table = {**practice_job(), "name": "badge2", "training": {**practice_job()["training"], "seed": 42}}
-    config = load({**table, "output": {"folder": str(page.host.folders().results["lora"])}})
+    config = prepare_job({**table, "output": {}}, page.host)
     job_id = page.manager.submit(config)
     other = Page(page.host)
     message, method, shown_kind, start, *rest = other.handlers.load_source("textual_inversion", f"run:{job_id}")

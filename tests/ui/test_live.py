@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from extensions_lib.config.methods import LoraConfig
 from extensions_lib.config.preview import PreviewPrompt
 from extensions_lib.errors import ExtensionError
 from extensions_lib.events import (
@@ -346,8 +347,15 @@ def test_continuing_is_offered_half_as_long_again(
 def test_marks_for_the_script(manager: FakeManager) -> None:
     trained(manager, *saved(2), CheckpointSaved(step=3, path="/unasked", num_modules=1))
     assert 'data-ts-published="1"' in live(manager) and "data-ts-active" not in live(manager)
+    assert "data-ts-checkpoints" not in live(manager)
     manager.at_work = "zbadge"
     assert "data-ts-active" in live(manager)
+
+
+def test_a_published_checkpoint_is_marked_for_the_script(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoraConfig, "artefact_kind", "checkpoint")
+    trained(manager, *saved(2))
+    assert 'data-ts-published="1" data-ts-checkpoints="1"' in live(manager)
 
 
 EVIL = "<img src=x onerror=alert(1)>\"'&\u00fc"

@@ -1,0 +1,42 @@
+"""A new or rewritten checkpoint in the host's list. Which model is loaded is the user's choice, and stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import HostError
+from ..ports import Published
+
+HINT = "Press the refresh button beside the list of checkpoints; if it stays away, look at the WebUI's log."
+
+
+def publish_checkpoint(path: Path) -> Published:
+    """List the host's checkpoints again and say how `path` is called there. Raises HostError."""
+    from modules import sd_models
+
+    sd_models.list_models()
+    for info in sd_models.checkpoints_list.values():
+        if Path(info.filename).resolve() == path.resolve():
+            return _listed(info.name, path)
+    raise HostError(f"{path.name} is not in the WebUI's list of checkpoints.", HINT)
+
+
+def _listed(name: str, path: Path) -> Published:
+    """The host compares names only: a file that is loaded stays as it was read until another one was loaded."""
+    if not _is_loaded(path):
+        return Published(f"in the list of checkpoints as {name}: select it to use it", is_usable=True)
+    text = f"in the list of checkpoints as {name}, but loaded as it was before: select another one, and then it again"
+    return Published(text, is_usable=False)
+
+
+def _is_loaded(path: Path) -> bool:
+    from modules import sd_models
+
+    data = sd_models.model_data
+    infos = [getattr(model, "sd_checkpoint_info", None) for model in (data.sd_model, *_all_loaded(data))]
+    return any(info is not None and Path(info.filename).resolve() == path.resolve() for info in infos)
+
+
+def _all_loaded(data: object) -> tuple[object, ...]:
+    """Forge keeps one model and has no list of them."""
+    return tuple(getattr(data, "loaded_sd_models", ()))
