@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .lora import lora_algorithms
 from .safetensors_io import TensorInfo
+from .suffixes import lora_algorithms
 
 Header = Mapping[str, TensorInfo]
 

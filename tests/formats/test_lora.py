@@ -137,7 +137,7 @@ def test_other_algorithms_are_named(tmp_path: Path, suffix: str, algorithm: str)
     assert lora_algorithms(tensors) == sorted([algorithm, "LoRA"])
     with pytest.raises(FormatError) as caught:
         read_lora(path)
-    assert caught.value.message == f"{path} is made with {algorithm}, not supported yet."
+    assert caught.value.message == f"{path} is made with {algorithm}; accepted here are plain factors."
 
 
 @pytest.mark.parametrize(
