@@ -7,57 +7,83 @@ Source: Hu et al. 2021, "LoRA", section 4.1; layout of the factors as the WebUI 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attach import Adapter
+from .weight import NO_DROPOUT, Dropouts, Shapes, WeightAdapter
 
 
-class LoraAdapter(Adapter):
-    """Adds `multiplier * alpha / R * up(down(dropout(x)))` to a layer's output.
+class LoraAdapter(WeightAdapter):
+    """Adds `alpha / R * up(down(x))` to a layer's output.
 
-    `down` is (R, I) for a linear layer and (R, I, kh, kw) for a convolution, `up` is (O, R) or (O, R, 1, 1).
-    Both are float32 whatever the layer is; `up` starts at zero, so the layer starts unchanged.
+    `down` is (R, I) for a linear layer and (R, I, kh, kw) for a convolution, `up` is (O, R) or (O, R, 1, 1) and starts
+    at zero, so the layer starts unchanged.
     """
 
-    def __init__(self, layer: nn.Module, rank: int, alpha: float, dropout: float, generator: torch.Generator) -> None:
+    suffixes: ClassVar[Mapping[str, str]] = {"down": "lora_down.weight", "up": "lora_up.weight"}
+    starting_at_zero = ("up",)
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        dropouts: Dropouts = NO_DROPOUT,
+    ) -> None:
         super().__init__()
-        down_shape, up_shape = factor_shapes(layer, rank)
-        self.down = nn.Parameter(kaiming_uniform(down_shape, generator))
-        self.up = nn.Parameter(torch.zeros(up_shape))
+        shapes = lora_shapes(layer.weight.shape, rank)
+        self.down = nn.Parameter(kaiming_uniform(shapes["down"], generator))
+        self.up = nn.Parameter(torch.zeros(shapes["up"]))
         self.alpha = alpha
-        self.dropout = dropout
+        self.dropouts = dropouts
 
     @property
     def rank(self) -> int:
         """R."""
         return self.down.shape[0]
 
-    def load_factors(self, down: Tensor, up: Tensor, alpha: float) -> None:
-        """Go on from given factors; their rank may differ from the one this adapter was made with."""
-        self.down = nn.Parameter(down.detach().to(self.down.device, torch.float32).reshape(-1, *self.down.shape[1:]))
-        self.up = nn.Parameter(
-            up.detach().to(self.up.device, torch.float32).reshape(self.up.shape[0], -1, *self.up.shape[2:])
-        )
-        self.alpha = alpha
+    def fitted(self, name: str, tensor: Tensor) -> Tensor:
+        """Files may hold the factors of a 1x1 convolution as matrices."""
+        if name == "down":
+            return tensor.reshape(-1, *self.down.shape[1:]).clone()
+        return tensor.reshape(self.up.shape[0], -1, *self.up.shape[2:]).clone()
 
-    def change(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
-        """`output` plus the low-rank term, computed in the dtype of `inputs`."""
-        scale = self.multiplier * self.alpha / self.rank
-        dropped = functional.dropout(inputs, self.dropout, self.training)
+    def delta(self) -> Tensor:
+        """alpha / R * up @ down."""
+        product = self.up.flatten(1) @ self.down.flatten(1) * self.scaling
+        return product.reshape(self.up.shape[0], *self.down.shape[1:])
+
+    def norm(self) -> Tensor:
+        """|U D|^2 = <U^T U, D D^T>: R x R numbers instead of a whole weight's."""
+        up, down = self.up.flatten(1), self.down.flatten(1)
+        return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt() * abs(self.scaling)
+
+    def addition(self, layer: nn.Module, inputs: Tensor, strength: float) -> Tensor:
+        """The low-rank term, without a weight-sized tensor."""
+        scale = strength * self.scaling
         down, up = self.down.to(inputs.dtype), self.up.to(inputs.dtype)
         if isinstance(layer, nn.Conv2d):
-            hidden = functional.conv2d(dropped, down, None, layer.stride, layer.padding, layer.dilation)
-            return output + functional.conv2d(hidden, up) * scale
-        return output + functional.linear(functional.linear(dropped, down), up) * scale
+            hidden = functional.conv2d(inputs, down, None, layer.stride, layer.padding, layer.dilation)
+            return functional.conv2d(self._masked(hidden, 1), up) * scale
+        return functional.linear(self._masked(functional.linear(inputs, down), -1), up) * scale
+
+    def _masked(self, hidden: Tensor, axis: int) -> Tensor:
+        """Each example drops its own directions, the same ones at all places."""
+        shape = [hidden.shape[0] if hidden.ndim > 1 else 1, *(1 for _ in hidden.shape[1:])]
+        shape[axis] = hidden.shape[axis]
+        mask = self.rank_mask(tuple(shape), hidden)
+        return hidden if mask is None else hidden * mask
 
 
-def factor_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of `down` and `up` for a layer of weight (O, I) or (O, I, kh, kw)."""
-    outputs, inputs, *kernel = layer.weight.shape
-    return (rank, inputs, *kernel), (outputs, rank, *(1 for _ in kernel))
+def lora_shapes(weight_shape: tuple[int, ...], rank: int) -> Shapes:
+    """Shapes of the factors for a layer of weight (O, I) or (O, I, kh, kw)."""
+    outputs, inputs, *kernel = weight_shape
+    return {"down": (rank, inputs, *kernel), "up": (outputs, rank, *(1 for _ in kernel))}
 
 
 def kaiming_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -229,6 +229,8 @@ def _check_together(job: TrainJobConfig) -> list[Problem]:
                 "dataset.trigger_word", f"is {word!r}; an embedding is called by its name, {job.name!r}; leave it empty"
             )
         )
+    if hasattr(job.method, "problems"):
+        problems += [Problem(f"method.{name}", text) for name, text in job.method.problems()]
     if job.output.file_format == "pt" and job.method.kind != "textual_inversion":
         problems.append(Problem("output.file_format", "is 'pt', which only embeddings have; accepted is safetensors"))
     return problems

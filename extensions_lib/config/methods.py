@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from .blocks import parse_block_values
 from .field import option
 
 
@@ -28,22 +29,85 @@ class TextualInversionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank additions to the model's own layers, called by <lora:name:weight>."""
+    """Additions to the model's own layers, called by <lora:name:weight>."""
 
     artefact_kind: ClassVar[str] = "lora"
     kind: str = option("lora", help="The method.", choices=("lora",))
+    algorithm: str = option(
+        "lora",
+        help="lora: low rank. loha: twice the size, rank squared. lokr: small files. full: whole differences.",
+        choices=("lora", "loha", "lokr", "full"),
+    )
     rank: int = option(16, help="Size; more can hold more.", min=1, max=1024)
     alpha: float = option(8.0, help="The addition is scaled by alpha / rank.", min=0.0, max=4096.0)
     conv_rank: int = option(0, help="Rank for 3x3 convolutions; 0 leaves them alone.", min=0, max=1024)
     conv_alpha: float = option(1.0, help="Alpha for 3x3 convolutions.", min=0.0, max=4096.0, advanced=True)
+    dora: bool = option(False, help="Train the length of each input's weights apart (DoRA).", advanced=True)
     dropout: float = option(0.0, help="Share of inputs dropped while training.", min=0.0, max=0.9, advanced=True)
-    train_text_encoder: bool = option(False, help="Add to the text encoder's layers too.")
-    text_encoder_learning_rate: float = option(5e-5, help="Learning rate of the text encoder's part.", min=0.0, max=1.0)
+    rank_dropout: float = option(
+        0.0, help="Share of the rank's directions dropped while training.", min=0.0, max=0.9, advanced=True
+    )
+    module_dropout: float = option(
+        0.0, help="Share of layers left unchanged while training.", min=0.0, max=0.9, advanced=True
+    )
+    max_norm: float = option(
+        0.0, help="Changes of a layer larger than this are scaled down; 0 off.", min=0.0, max=1000.0, advanced=True
+    )
+    rs_lora: bool = option(False, help="Scale by alpha / root of the rank instead.", advanced=True)
+    lora_plus_ratio: float = option(
+        1.0,
+        help="Learning rate of the factor that starts at zero, as a multiple; LoRA+ suggests 16.",
+        min=1.0,
+        max=64.0,
+        advanced=True,
+    )
+    lokr_factor: int = option(
+        8, help="LoKr: size of the small matrix; -1: as large as possible.", min=-1, max=1024, advanced=True
+    )
+    lokr_whole: bool = option(
+        False, help="LoKr: keep the large matrix whole; rank and alpha then count for nothing.", advanced=True
+    )
+    layers: str = option(
+        "transformer",
+        help="Which layers: more from left to right; full adds the convolutions' blocks.",
+        choices=("cross-attention", "attention", "attention+mlp", "transformer", "full"),
+        advanced=True,
+    )
     layer_filter: str = option(
         "", help="Regular expression; only layers whose name it finds are trained. Empty: all.", advanced=True
     )
+    train_norms: bool = option(False, help="Change the norm layers between them too.", advanced=True)
+    block_ranks: str = option(
+        "", help="Other ranks for some layers, such as 'mid_block=32; attn2=8'; 0 leaves them out.", advanced=True
+    )
+    block_rates: str = option(
+        "", help="Multiples of the learning rate for some layers, such as 'up_blocks=0.5'.", advanced=True
+    )
+    train_text_encoder: bool = option(False, help="Add to the text encoder's layers too.")
+    text_encoder_learning_rate: float = option(5e-5, help="Learning rate of the text encoder's part.", min=0.0, max=1.0)
     start_from: str = option("", help="A LoRA file to go on from; its ranks are kept.")
 
+    def problems(self) -> list[tuple[str, str]]:
+        """(setting, what is wrong) for what its type and range do not tell."""
+        found = []
+        for name, rule in (("block_ranks", BLOCK_RANKS), ("block_rates", BLOCK_RATES)):
+            try:
+                parse_block_values(getattr(self, name), **rule)
+            except ValueError as error:
+                found.append((name, str(error)))
+        if self.lokr_factor == 0:
+            found.append(("lokr_factor", "is 0, accepted are -1 and whole numbers from 1 on"))
+        if self.algorithm == "full":
+            for name, off in (("dora", False), ("rs_lora", False), ("lora_plus_ratio", 1.0), ("rank_dropout", 0.0)):
+                value = getattr(self, name)
+                if value != off:
+                    found.append((name, f"is {value}; the algorithm 'full' has no rank, so leave it {off}"))
+        return found
+
+
+# What `config.blocks` is to accept.
+BLOCK_RANKS: dict[str, Any] = {"minimum": 0, "whole": True}
+BLOCK_RATES: dict[str, Any] = {"minimum": 0, "whole": False}
 
 METHOD_CONFIGS: dict[str, type] = {"textual_inversion": TextualInversionConfig, "lora": LoraConfig}
 MethodConfig = TextualInversionConfig | LoraConfig

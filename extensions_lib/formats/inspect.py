@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from .checkpoint import tensors_of
 from .embedding import read_embedding
 from .hashes import autov1, data_section_sha256, file_sha256
-from .lora import LoraLayer, read_lora
+from .network import LayerChange, read_network
 from .recognise import Header, Recognised, recognise
 from .safetensors_io import describe_tensor, read_header
 from .torch_file import read_torch_file
@@ -75,8 +74,8 @@ class VerifiedFile:
     """What an independent reader found in a LoRA file.
 
     `num_modules` layers name a base weight and fit its shape, `num_unmatched` do not. `max_difference` is the largest
-    absolute deviation of a factor or alpha from what was expected, infinity when a layer is missing or has another
-    shape. `is_zero`: at no layer would the file change anything.
+    absolute deviation of a tensor from what was expected, infinity when one is missing or has another shape.
+    `is_zero`: at no layer would the file change anything.
     """
 
     num_modules: int
@@ -87,37 +86,30 @@ class VerifiedFile:
 
 
 def verify_lora(
-    path: Path, expected: Mapping[str, LoraLayer], module_shapes: Mapping[str, tuple[int, ...]]
+    path: Path, expected: Mapping[str, Tensor], module_shapes: Mapping[str, tuple[int, ...]]
 ) -> VerifiedFile:
-    """Read a LoRA file again and compare it with what was trained and with the base model.
+    """Read a file of the LoRA family again and compare it with what was to be written and with the base model.
 
-    `module_shapes` is the shape of each base weight by layer name. Raises FormatError when the file cannot be read.
+    `expected` are the file's tensors by name, `module_shapes` the shape of each base weight by layer name. Raises
+    FormatError when the file cannot be read.
     """
-    found = read_lora(path)
-    num_modules = sum(module_shapes.get(name) == layer.weight_shape for name, layer in found.items())
-    same_names = found.keys() == expected.keys()
-    differences = [_difference(found[name], expected[name]) for name in found if name in expected]
+    found = read_network(path)
+    fitting = [name for name, change in found.items() if name in module_shapes and change.fits(module_shapes[name])]
     return VerifiedFile(
-        num_modules=num_modules,
-        num_unmatched=len(found) - num_modules,
-        max_difference=max(differences, default=0.0) if same_names else math.inf,
-        is_finite=all(_is_finite(tensor) for layer in found.values() for tensor in (layer.down, layer.up)),
-        is_zero=not any(bool(layer.down.any()) and bool(layer.up.any()) for layer in found.values()),
+        num_modules=len(fitting),
+        num_unmatched=len(found) - len(fitting),
+        max_difference=_difference(found, expected),
+        is_finite=all(change.is_finite for change in found.values()),
+        is_zero=all(change.is_zero for change in found.values()),
     )
 
 
-def _difference(found: LoraLayer, expected: LoraLayer) -> float:
-    pairs = ((found.down, expected.down), (found.up, expected.up))
-    if any(a.shape != b.shape for a, b in pairs):
+def _difference(found: Mapping[str, LayerChange], expected: Mapping[str, Tensor]) -> float:
+    read = {f"{name}.{suffix}": tensor for name, change in found.items() for suffix, tensor in change.tensors.items()}
+    if read.keys() != expected.keys() or any(read[name].shape != expected[name].shape for name in read):
         return math.inf
-    factors = [
-        float((a - b.detach().cpu().float()).abs().nan_to_num(nan=math.inf, posinf=math.inf).max()) for a, b in pairs
-    ]
-    return max(*factors, abs(found.alpha - expected.alpha))
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    apart = (read[name] - expected[name].detach().cpu().float() for name in read)
+    return max(float(tensor.abs().nan_to_num(nan=math.inf, posinf=math.inf).max()) for tensor in apart)
 
 
 def _from_header(path: Path, header: Header, metadata: Mapping[str, str]) -> tuple[Recognised, dict[str, object]]:

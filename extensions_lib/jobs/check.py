@@ -167,10 +167,12 @@ def _try_optimizer(config: TrainJobConfig, rate: float) -> None:
     from ..methods.base import ParamGroup, Trainable
     from ..training.build import make_job_optimizer
 
-    module = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1)) for _ in range(2)])
+    module = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1)) for _ in range(3)])
     groups = [ParamGroup("unet", (module[0],))]
     if getattr(config.method, "train_text_encoder", False):
         groups.append(ParamGroup("text_encoder", (module[1],), config.method.text_encoder_learning_rate))
+    if getattr(config.method, "lora_plus_ratio", 1.0) != 1.0:
+        groups.append(ParamGroup("up", (module[2],), rate_factor=config.method.lora_plus_ratio))
     make_job_optimizer(config, Trainable(module, tuple(groups), trains_text_encoder=False), rate)
 
 

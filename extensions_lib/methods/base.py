@@ -17,7 +17,7 @@ from ..models.bundle import ModelBundle
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that share a learning rate; None means the optimizer's own.
+    """Parameters that share a learning rate, None meaning the optimizer's own, times `rate_factor`.
 
     They are trained for the first `train_share` (0 to 1) of the run and stay as they are from then on.
     """
@@ -26,6 +26,7 @@ class ParamGroup:
     parameters: tuple[nn.Parameter, ...]
     learning_rate: float | None = None
     train_share: float = 1.0
+    rate_factor: float = 1.0
 
 
 @dataclass

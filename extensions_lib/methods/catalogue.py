@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ..config.blocks import parse_block_values
 from ..config.job import OutputConfig
-from ..config.methods import LoraConfig, MethodConfig, TextualInversionConfig
+from ..config.methods import BLOCK_RANKS, BLOCK_RATES, LoraConfig, MethodConfig, TextualInversionConfig
 from .base import TrainMethod
 from .lora import Lora
 from .textual_inversion import TextualInversion
@@ -42,6 +43,19 @@ def _lora(config: LoraConfig, output: OutputConfig) -> Lora:
         layer_filter=config.layer_filter,
         start_from=_path(config.start_from),
         dtype=DTYPES[output.dtype],
+        algorithm=config.algorithm,
+        dora=config.dora,
+        layers=config.layers,
+        train_norms=config.train_norms,
+        lokr_factor=config.lokr_factor,
+        lokr_whole=config.lokr_whole,
+        rank_dropout=config.rank_dropout,
+        module_dropout=config.module_dropout,
+        max_norm=config.max_norm,
+        rs_lora=config.rs_lora,
+        lora_plus_ratio=config.lora_plus_ratio,
+        block_ranks=parse_block_values(config.block_ranks, **BLOCK_RANKS),
+        block_rates=parse_block_values(config.block_rates, **BLOCK_RATES),
     )
 
 

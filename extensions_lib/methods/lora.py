@@ -1,35 +1,44 @@
-"""LoRA of the UNet and, on request, of the text encoder. Source: Hu et al. 2021."""
+"""LoRA and its relatives, of the UNet and, on request, of the text encoders.
+
+Sources: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rs-LoRA), Hayou et al. 2024 (LoRA+); others stand with the adapters.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..adapters.attach import hooked, select_layers
-from ..adapters.linear import LoraAdapter, factor_shapes
+from ..adapters.attach import hooked
+from ..adapters.full import NormAdapter
+from ..adapters.weight import Dropouts, WeightAdapter, cap_norms
+from ..config.blocks import value_for
 from ..errors import FormatError, KeyMismatchError
 from ..formats.inspect import verify_lora
-from ..formats.keys.lora import lora_layer_name
-from ..formats.lora import LoraLayer, lora_tensors, read_lora
 from ..formats.metadata import ArtefactInfo, lora_metadata
+from ..formats.network import LayerChange, network_tensors, read_network
 from ..formats.safetensors_io import data_hash
 from ..models.bundle import ModelBundle
 from .base import Exported, ParamGroup, Trainable, TrainMethod, Verified
-
-UNET_BLOCKS = ("Transformer2DModel",)
-UNET_CONV_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-TEXT_ENCODER_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+from .layer_choice import ChosenLayer, LayerChoice, check_whole_attention, choose_layers
+from .lora_adapters import AdapterRecipe, BlockValues
 
 
 @dataclass(frozen=True)
 class Lora(TrainMethod):
-    """Adapters of `rank` on linear and 1x1 layers, of `conv_rank` on larger convolutions (0: none of the latter)."""
+    """Adapters on the layers of a preset, see `layer_choice.PRESETS`, made as `lora_adapters.AdapterRecipe` says.
+
+    A `conv_rank` above 0 adds the blocks with larger convolutions to any preset. `block_ranks` and `block_rates` are
+    (expression, value) pairs of `config.blocks`; a rank of 0 leaves layers out, a rate multiplies the learning rate.
+    `lora_plus_ratio` multiplies that of the factors that start at zero; `max_norm` bounds the Frobenius norm of each
+    layer's change, 0 is no bound.
+    """
 
     rank: int = 16
     alpha: float = 8.0
@@ -41,6 +50,19 @@ class Lora(TrainMethod):
     layer_filter: str = ""
     start_from: Path | None = None
     dtype: torch.dtype = torch.float16
+    algorithm: str = "lora"
+    dora: bool = False
+    layers: str = "transformer"
+    train_norms: bool = False
+    lokr_factor: int = 8
+    lokr_whole: bool = False
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    max_norm: float = 0.0
+    rs_lora: bool = False
+    lora_plus_ratio: float = 1.0
+    block_ranks: BlockValues = ()
+    block_rates: BlockValues = ()
 
     kind = "lora"
     artefact_kind = "lora"
@@ -48,70 +70,106 @@ class Lora(TrainMethod):
     @contextmanager
     def attach(self, bundle: ModelBundle, placeholder: str, generator: torch.Generator) -> Iterator[Trainable]:
         """Hook one adapter onto every chosen layer."""
-        layers = self._layers(bundle)
-        adapters = {name: self._adapter(layer, generator) for name, layer in layers.items()}
-        if self.start_from is not None:
-            load_factors(adapters, read_lora(self.start_from), self.start_from.name)
-        module = nn.ModuleDict(adapters)
+        layers = self.chosen_layers(bundle)
+        adapters = {name: self.recipe.make(layer, generator) for name, layer in layers.items()}
+        for name, change in self._given(layers).items():
+            adapters[name].load_tensors(change.tensors)
         for name, layer in layers.items():
-            adapters[name].to(layer.weight.device)
-        with ExitStack() as stack:
-            stack.enter_context(hooked({layer: adapters[name] for name, layer in layers.items()}))
-            yield Trainable(module=module, groups=self._groups(adapters), trains_text_encoder=self.train_text_encoder)
+            adapters[name].to(layer.module.weight.device)
+        with hooked({layer.module: adapters[name] for name, layer in layers.items()}):
+            yield Trainable(
+                module=nn.ModuleDict(adapters),
+                groups=self._groups(adapters, layers),
+                trains_text_encoder=self.train_text_encoder,
+                constraints=self._constraints(adapters),
+            )
+
+    @property
+    def recipe(self) -> AdapterRecipe:
+        """How the adapter of each layer is made."""
+        return AdapterRecipe(
+            algorithm=self.algorithm,
+            rank=self.rank,
+            alpha=self.alpha,
+            conv_rank=self.conv_rank,
+            conv_alpha=self.conv_alpha,
+            dora=self.dora,
+            lokr_factor=self.lokr_factor,
+            lokr_whole=self.lokr_whole,
+            is_rank_stabilized=self.rs_lora,
+            block_ranks=self.block_ranks,
+            dropouts=Dropouts(self.dropout, self.rank_dropout, self.module_dropout),
+        )
 
     def count_parameters(self, bundle: ModelBundle) -> int:
         """The numbers of all factors; a file to go on from decides the ranks of its layers."""
-        layers = self._layers(bundle)
-        given = {} if self.start_from is None else read_lora(self.start_from)
-        check_known(layers, given, self.start_from.name if self.start_from else "")
-        ranks = {name: given[name].down.shape[0] if name in given else self._size(layers[name])[0] for name in layers}
-        shapes = [shape for name, layer in layers.items() for shape in factor_shapes(layer, ranks[name])]
-        return sum(map(math.prod, shapes))
+        layers = self.chosen_layers(bundle)
+        given = self._given(layers)
+        fresh = [shape for name in layers if name not in given for shape in self.recipe.shapes(layers[name]).values()]
+        taken = [t.shape for change in given.values() for suffix, t in change.tensors.items() if suffix != "alpha"]
+        return sum(map(math.prod, (*fresh, *taken)))
 
-    def _layers(self, bundle: ModelBundle) -> dict[str, nn.Module]:
-        """Layers to adapt, by the name they have in a LoRA file."""
-        kinds = (nn.Linear, nn.Conv2d)
-        family = bundle.family.name
-        unet = select_layers(bundle.unet, UNET_BLOCKS, kinds, self.layer_filter)
-        if self.conv_rank:
-            unet |= select_layers(bundle.unet, UNET_CONV_BLOCKS, kinds, self.layer_filter)
-        layers = {lora_layer_name(path, "unet", family): layer for path, layer in unet.items()}
-        if self.train_text_encoder:
-            text = select_layers(bundle.text_encoder, TEXT_ENCODER_BLOCKS, kinds, self.layer_filter)
-            layers |= {lora_layer_name(path, "text_encoder", family): layer for path, layer in text.items()}
-        if not layers:
+    def chosen_layers(self, bundle: ModelBundle) -> dict[str, ChosenLayer]:
+        """Layers to adapt, by the name they have in a LoRA file. Raises KeyMismatchError when there are none."""
+        choice = LayerChoice(
+            preset=self.layers,
+            has_convolutions=self.conv_rank > 0,
+            has_norms=self.train_norms,
+            has_text_encoders=self.train_text_encoder,
+            pattern=self.layer_filter,
+        )
+        found = {name: layer for name, layer in choose_layers(bundle, choice).items() if self.recipe.rank_of(layer)}
+        if not found:
             raise KeyMismatchError(
                 f"The layer filter {self.layer_filter!r} leaves no layer to train.", "Use a shorter one, or none."
             )
-        return layers
+        check_whole_attention(found)
+        return found
 
-    def _adapter(self, layer: nn.Module, generator: torch.Generator) -> LoraAdapter:
-        rank, alpha = self._size(layer)
-        return LoraAdapter(layer, rank, alpha or float(rank), self.dropout, generator)
+    def _given(self, layers: Mapping[str, ChosenLayer]) -> dict[str, LayerChange]:
+        """What the file to go on from holds. Raises KeyMismatchError when it is not what this job trains."""
+        if self.start_from is None:
+            return {}
+        given = read_network(self.start_from)
+        check_known(layers, given, self.start_from.name)
+        for name, change in given.items():
+            self.recipe.check_fits(change, layers[name], self.start_from.name)
+        return given
 
-    def _size(self, layer: nn.Module) -> tuple[int, float]:
-        """Rank and alpha."""
-        is_large = any(side > 1 for side in layer.weight.shape[2:])
-        return (self.conv_rank, self.conv_alpha) if is_large else (self.rank, self.alpha)
-
-    def _groups(self, adapters: Mapping[str, LoraAdapter]) -> tuple[ParamGroup, ...]:
-        unet, text = [], []
+    def _groups(
+        self, adapters: Mapping[str, WeightAdapter], layers: Mapping[str, ChosenLayer]
+    ) -> tuple[ParamGroup, ...]:
+        """One for each network and rate: LoRA+ gives what starts at zero a higher one, expressions as they say."""
+        members: dict[tuple[str, float], list[nn.Parameter]] = {}
         for name, adapter in adapters.items():
-            (unet if name.startswith("lora_unet_") else text).extend(adapter.parameters())
-        groups = [ParamGroup("unet", tuple(unet))] if unet else []
-        if text:
-            groups.append(ParamGroup("text_encoder", tuple(text), self.text_encoder_learning_rate))
-        return tuple(groups)
+            layer = layers[name]
+            block = value_for(layer.path, self.block_rates, 1.0)
+            for own, parameter in adapter.named_parameters():
+                factor = block * (self.lora_plus_ratio if own in adapter.starting_at_zero else 1.0)
+                members.setdefault((layer.part, factor), []).append(parameter)
+        return tuple(
+            ParamGroup(
+                part if factor == 1 else f"{part} x {factor:g}",
+                tuple(parameters),
+                None if part == "unet" else self.text_encoder_learning_rate,
+                rate_factor=factor,
+            )
+            for (part, factor), parameters in members.items()
+        )
+
+    def _constraints(self, adapters: Mapping[str, WeightAdapter]) -> tuple[Callable[[], None], ...]:
+        bounded = [adapter for adapter in adapters.values() if not isinstance(adapter, NormAdapter)]
+        return (partial(cap_norms, bounded, self.max_norm),) if self.max_norm else ()
 
     def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
         """Factors and alphas under the names the WebUI reads."""
-        tensors = lora_tensors(factors(trainable), self.dtype)
+        tensors = file_tensors(trainable, self.dtype)
         return Exported(tensors, lora_metadata(info, data_hash(tensors)))
 
     def verify(self, path: Path, trainable: Trainable, bundle: ModelBundle) -> Verified:
         """Every module of the file names a layer of the model, fits its shape, and holds what was trained."""
-        shapes = {name: tuple(layer.weight.shape) for name, layer in self._layers(bundle).items()}
-        found = verify_lora(path, factors(trainable), shapes)
+        shapes = {name: tuple(layer.module.weight.shape) for name, layer in self.chosen_layers(bundle).items()}
+        found = verify_lora(path, file_tensors(trainable, self.dtype), shapes)
         if found.num_unmatched or found.num_modules != len(shapes):
             raise KeyMismatchError(
                 f"{path.name} matches {found.num_modules} of {len(shapes)} modules, {found.num_unmatched} do not fit.",
@@ -122,22 +180,17 @@ class Lora(TrainMethod):
                 f"{path.name} holds only zeros or values that are not finite.",
                 "Lower the learning rate, or save in fp32.",
             )
+        if found.max_difference:
+            raise FormatError(
+                f"{path.name} read again is not what was trained: a number differs by {found.max_difference:g}.",
+                "Save again.",
+            )
         return Verified(num_modules=found.num_modules)
 
 
-def factors(trainable: Trainable) -> dict[str, LoraLayer]:
-    """The trained factors by layer name, on the CPU in float32."""
-    return {
-        name: LoraLayer(adapter.down.detach().cpu(), adapter.up.detach().cpu(), adapter.alpha)
-        for name, adapter in trainable.module.items()
-    }
-
-
-def load_factors(adapters: Mapping[str, LoraAdapter], layers: Mapping[str, LoraLayer], file_name: str) -> None:
-    """Start `adapters` from a file's factors. Raises KeyMismatchError when a module of the file has no adapter."""
-    check_known(adapters, layers, file_name)
-    for name, layer in layers.items():
-        adapters[name].load_factors(layer.down, layer.up, layer.alpha)
+def file_tensors(trainable: Trainable, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of the file, each in the number format that its readers need."""
+    return network_tensors({name: adapter.tensors() for name, adapter in trainable.module.items()}, dtype)
 
 
 def check_known(trained: Collection[str], given: Collection[str], file_name: str) -> None:
@@ -146,5 +199,5 @@ def check_known(trained: Collection[str], given: Collection[str], file_name: str
     if unknown:
         raise KeyMismatchError(
             f"{file_name}: this job does not train {len(unknown)} of its {len(given)} modules, such as {unknown[0]}.",
-            "Set train_text_encoder, conv_rank and layer_filter as they were for that file.",
+            "Set train_text_encoder, conv_rank, layers and layer_filter as they were for that file.",
         )

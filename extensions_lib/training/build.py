@@ -36,6 +36,8 @@ from .optimizer import make_optimizer
 from .precision import Precision, choose_precision
 
 MAX_SKIPPED_NAMED = 20
+# Settings of a method that make its forward pass random.
+DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def make_compute_losses(
     examples = train.dataset.examples
     plan = BatchPlan(group_by_bucket(examples), batch_size=training.train_batch_size, seed=seed, flip=dataset.flip)
     denoiser, noise_settings, loss_settings = make_denoiser(prepared), _noise(training), _loss(prepared, training)
-    scale, has_dropout = prepared.bundle.family.latent_scale, getattr(config.method, "dropout", 0.0) > 0
+    scale, has_dropout = prepared.bundle.family.latent_scale, _has_dropout(config)
 
     def compute_losses(step: int, micro_batch: int) -> MicroBatch:
         index = step * accumulation + micro_batch
@@ -229,6 +231,10 @@ def make_compute_losses(
         return MicroBatch(losses, torch.ones_like(losses), [examples[r.example_index].name for r in refs])
 
     return compute_losses
+
+
+def _has_dropout(config: TrainJobConfig) -> bool:
+    return any(getattr(config.method, name, 0.0) > 0 for name in DROPOUTS)
 
 
 @contextmanager
@@ -288,7 +294,10 @@ def make_learning_rates(config: TrainJobConfig) -> tuple[float, Schedule]:
 def make_job_optimizer(config: TrainJobConfig, trainable: Trainable, base_lr: float) -> torch.optim.Optimizer:
     """The optimizer over the method's groups, each with its own rate. Raises ConfigError for a missing package."""
     groups = [
-        {"params": list(group.parameters), "lr": base_lr if group.learning_rate is None else group.learning_rate}
+        {
+            "params": list(group.parameters),
+            "lr": (base_lr if group.learning_rate is None else group.learning_rate) * group.rate_factor,
+        }
         for group in trainable.groups
     ]
     settings = config.optimizer

@@ -4,7 +4,7 @@ from torch import nn
 
 from extensions_lib.adapters.attach import hooked, select_layers
 from extensions_lib.adapters.embedding import ExtendedEmbedding, cap_row_norms, extended, initial_rows
-from extensions_lib.adapters.linear import LoraAdapter, factor_shapes, kaiming_uniform
+from extensions_lib.adapters.linear import LoraAdapter, kaiming_uniform, lora_shapes
 from extensions_lib.errors import KeyMismatchError
 
 
@@ -13,7 +13,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def filled(layer: nn.Module, rank: int = 2, alpha: float = 3.0) -> LoraAdapter:
-    adapter = LoraAdapter(layer, rank, alpha, 0.0, generator())
+    adapter = LoraAdapter(layer, rank, alpha, generator())
     adapter.up.data = torch.randn(adapter.up.shape, generator=generator(1))
     return adapter
 
@@ -45,7 +45,7 @@ def test_fresh_adapter_and_zero_multiplier_leave_the_output_bit_identical(kind: 
     make, shape = LAYERS[kind]
     layer, x = make(), torch.randn(shape, generator=generator(2))
     before = layer(x)
-    with hooked({layer: LoraAdapter(layer, 2, 1.0, 0.0, generator())}):
+    with hooked({layer: LoraAdapter(layer, 2, 1.0, generator())}):
         assert torch.equal(layer(x), before)
     adapter = filled(layer)
     with hooked({layer: adapter}):
@@ -80,11 +80,11 @@ def test_only_the_factors_get_gradients() -> None:
     assert layer.weight.grad is None
 
 
-def test_load_factors_takes_another_rank_and_2d_factors_of_1x1() -> None:
+def test_load_tensors_takes_another_rank_and_2d_factors_of_1x1() -> None:
     layer = nn.Conv2d(6, 4, 1)
-    adapter = LoraAdapter(layer, 2, 1.0, 0.0, generator())
+    adapter = LoraAdapter(layer, 2, 1.0, generator())
     down, up = torch.randn(5, 6), torch.randn(4, 5)
-    adapter.load_factors(down, up, 2.5)
+    adapter.load_tensors({"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.5)})
     assert (adapter.rank, adapter.alpha, tuple(adapter.down.shape), tuple(adapter.up.shape)) == (
         5,
         2.5,
@@ -95,7 +95,7 @@ def test_load_factors_takes_another_rank_and_2d_factors_of_1x1() -> None:
 
 
 def test_factor_shapes_and_initial_bound() -> None:
-    assert factor_shapes(nn.Conv2d(6, 4, 3), 2) == ((2, 6, 3, 3), (4, 2, 1, 1))
+    assert lora_shapes((4, 6, 3, 3), 2) == {"down": (2, 6, 3, 3), "up": (4, 2, 1, 1)}
     values = kaiming_uniform((100, 25), generator())
     assert values.abs().max() <= 1 / 5
     assert values.abs().max() > 0.19

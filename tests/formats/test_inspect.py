@@ -152,6 +152,10 @@ def small_layers(up: float = 1.0) -> dict[str, LoraLayer]:
     }
 
 
+def expected(layers: dict[str, LoraLayer]) -> dict[str, torch.Tensor]:
+    return lora_tensors(layers, torch.float32)
+
+
 SHAPES = {LORA_K: (320, 768), "lora_te_x": (5, 6)}
 
 
@@ -248,7 +252,7 @@ def test_describe_what_cannot_be_read(tmp_path: Path) -> None:
 
 def test_verify_a_good_file(tmp_path: Path) -> None:
     path = write_atomic(tmp_path / "a.safetensors", lora_tensors(small_layers(), torch.float32), {})
-    found = verify_lora(path, small_layers(), SHAPES)
+    found = verify_lora(path, expected(small_layers()), SHAPES)
     assert (found.num_modules, found.num_unmatched, found.max_difference) == (2, 0, 0.0)
     assert found.is_finite and not found.is_zero
 
@@ -256,7 +260,7 @@ def test_verify_a_good_file(tmp_path: Path) -> None:
 def test_verify_measures_rounding(tmp_path: Path) -> None:
     layers = small_layers(up=1 + 2**-12)
     path = write_atomic(tmp_path / "a.safetensors", lora_tensors(layers, torch.float16), {})
-    assert verify_lora(path, layers, SHAPES).max_difference == 2**-12
+    assert verify_lora(path, expected(layers), SHAPES).max_difference == 2**-12
 
 
 @pytest.mark.parametrize(
@@ -265,7 +269,7 @@ def test_verify_measures_rounding(tmp_path: Path) -> None:
 )
 def test_verify_counts_what_fits_the_base_model(tmp_path: Path, shapes: dict, num_modules: int) -> None:
     path = write_atomic(tmp_path / "a.safetensors", lora_tensors(small_layers(), torch.float32), {})
-    found = verify_lora(path, small_layers(), shapes)
+    found = verify_lora(path, expected(small_layers()), shapes)
     assert (found.num_modules, found.num_unmatched) == (num_modules, 2 - num_modules)
 
 
@@ -274,20 +278,20 @@ def test_verify_sees_values_that_are_not_finite(tmp_path: Path, value: float) ->
     layers = small_layers()
     layers[LORA_K].up[3, 1] = value
     path = write_atomic(tmp_path / "a.safetensors", lora_tensors(layers, torch.float32), {})
-    found = verify_lora(path, small_layers(), SHAPES)
+    found = verify_lora(path, expected(small_layers()), SHAPES)
     assert not found.is_finite and found.max_difference == float("inf")
 
 
 def test_verify_sees_a_file_without_effect(tmp_path: Path) -> None:
     path = write_atomic(tmp_path / "a.safetensors", lora_tensors(small_layers(up=0.0), torch.float32), {})
-    assert verify_lora(path, small_layers(up=0.0), SHAPES).is_zero
+    assert verify_lora(path, expected(small_layers(up=0.0)), SHAPES).is_zero
 
 
 def test_verify_sees_another_file(tmp_path: Path) -> None:
     layers = small_layers()
     path = write_atomic(tmp_path / "a.safetensors", lora_tensors(layers, torch.float32), {})
-    assert verify_lora(path, {LORA_K: layers[LORA_K]}, SHAPES).max_difference == float("inf")
+    assert verify_lora(path, expected({LORA_K: layers[LORA_K]}), SHAPES).max_difference == float("inf")
     wider = {**layers, "lora_te_x": LoraLayer(torch.ones(3, 6), torch.ones(5, 3), 2.0)}
-    assert verify_lora(path, wider, SHAPES).max_difference == float("inf")
+    assert verify_lora(path, expected(wider), SHAPES).max_difference == float("inf")
     other_alpha = {**layers, "lora_te_x": LoraLayer(torch.ones(4, 6), torch.ones(5, 4), 5.0)}
-    assert verify_lora(path, other_alpha, SHAPES).max_difference == 3.0
+    assert verify_lora(path, expected(other_alpha), SHAPES).max_difference == 3.0

@@ -18,6 +18,39 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": {"kind": "lora", "rank": 4, "alpha": 4.0, "train_text_encoder": True, "dropout": 0.2},
         "optimizer": {"learning_rate": 3e-3},
     },
+    "loha with every dropout": {
+        "method": {
+            "kind": "lora",
+            "algorithm": "loha",
+            "rank": 4,
+            "alpha": 4.0,
+            "dropout": 0.1,
+            "rank_dropout": 0.2,
+            "module_dropout": 0.2,
+        },
+        "optimizer": {"learning_rate": 1e-2},
+    },
+    "lokr with a bounded norm": {
+        "method": {"kind": "lora", "algorithm": "lokr", "lokr_whole": True, "max_norm": 2.0, "rank_dropout": 0.1},
+        "optimizer": {"learning_rate": 1e-2},
+    },
+    "dora with rates of its own": {
+        "method": {
+            "kind": "lora",
+            "rank": 4,
+            "dora": True,
+            "rs_lora": True,
+            "lora_plus_ratio": 4.0,
+            "block_rates": "up_blocks=0.5",
+            "block_ranks": "mid_block=8; attn1=2",
+            "layers": "attention",
+        },
+        "optimizer": {"learning_rate": 3e-3},
+    },
+    "full difference": {
+        "method": {"kind": "lora", "algorithm": "full", "layers": "full", "train_norms": True},
+        "optimizer": {"learning_rate": 1e-4},
+    },
     "textual inversion": {
         "method": {"kind": "textual_inversion", "vectors_per_token": 2, "initializer_text": "red"},
         "optimizer": {"learning_rate": 5e-2},

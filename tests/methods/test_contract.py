@@ -23,6 +23,14 @@ from extensions_lib.models.text import batch_chunks, encode_prompts
 METHODS = {
     "lora": Lora(rank=2, alpha=1.0),
     "lora with text encoder and convolutions": Lora(rank=2, alpha=1.0, conv_rank=2, train_text_encoder=True),
+    "loha": Lora(algorithm="loha", rank=2, alpha=1.0),
+    "lokr of everything": Lora(
+        algorithm="lokr", rank=2, alpha=1.0, lokr_factor=4, layers="full", train_text_encoder=True
+    ),
+    "lokr with a whole matrix": Lora(algorithm="lokr", lokr_whole=True),
+    "dora with convolutions": Lora(rank=2, alpha=1.0, conv_rank=2, dora=True, train_text_encoder=True),
+    "dora of a lokr": Lora(algorithm="lokr", rank=2, dora=True, layers="attention"),
+    "full difference of everything": Lora(algorithm="full", layers="full", train_norms=True, train_text_encoder=True),
     "textual inversion": TextualInversion(vectors_per_token=3, initializer_text="red circle"),
 }
 
@@ -96,7 +104,7 @@ def test_multiplier_zero_is_the_base_model(shared_bundle: ModelBundle, method: T
     assert not torch.equal(different[1], base[1])
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("lora")])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if isinstance(method, Lora)])
 def test_a_fresh_lora_changes_nothing(shared_bundle: ModelBundle, name: str) -> None:
     base = outcome(shared_bundle, {})
     with METHODS[name].attach(shared_bundle, "zbadge", generator()) as trainable:
