@@ -35,6 +35,15 @@ def read_word(body: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> st
     return word
 
 
+def read_text(body: Mapping[str, Any], key: str) -> str:
+    """A text that is not empty. Raises ConfigError."""
+    text = body.get(key)
+    if not isinstance(text, str) or not text.strip():
+        given = "is missing" if key not in body else f"is {_shown(text)}"
+        raise ConfigError([Problem(key, f"{given}, accepted is a text")])
+    return text.strip()
+
+
 def read_count(body: Mapping[str, Any], key: str, minimum: int) -> int:
     """A whole number from `minimum` on. Raises ConfigError."""
     value = body.get(key)

@@ -20,7 +20,7 @@ from . import schema
 from .answers import Answer, error_responses, guarded_route, without_folders
 from .auth import Guard
 from .page import Fragment, add_page_routes
-from .requests import read_count, read_object, read_picture, read_word
+from .requests import read_count, read_object, read_picture, read_text, read_word
 
 if TYPE_CHECKING:
     from ..jobs.manager import JobManager
@@ -127,6 +127,19 @@ class Routes:
         config = prepare_job(read_object(body), self._host)
         return self._answer(check_job(config, self._host).to_json())
 
+    def like(self, body: Any = JSON_BODY) -> Response:
+        """The settings that a file speaks of, as a partial job, with what of them does not map and why.
+
+        A LoRA, an embedding, a job file, a config of sd-scripts or of OneTrainer on the machine of the WebUI.
+        """
+        from ..jobs.access import check_file
+        from ..jobs.like import recipe_of_file
+
+        table = read_object(body, ("file", "num_pictures"))
+        path = check_file(read_text(table, "file"), self._host.access(), self._host)
+        count = None if table.get("num_pictures") is None else read_count(table, "num_pictures", 1)
+        return self._answer(recipe_of_file(path, num_pictures=count).to_json())
+
     def submit(self, body: Any = JSON_BODY) -> Response:
         """Queue a job: one is trained at a time. What is left out comes from the preset, and from the host."""
         from ..jobs.submission import prepare_job
@@ -197,6 +210,7 @@ def _add_reading(router: APIRouter, routes: Routes) -> None:
 def _add_changing(router: APIRouter, routes: Routes) -> None:
     job = schema.job_schema()
     _post(router, "/check", routes.check, "Check a job before it starts", job, 200, 503)
+    _post(router, "/like", routes.like, "The settings of a file", schema.LIKE_SCHEMA, 200)
     _post(router, "/jobs", routes.submit, "Queue a job", job, 202, 409, 507)
     _post(router, "/jobs/{job_id}/ask", routes.ask, "Ask something of a job", schema.ASK_SCHEMA, 202, 404, 409)
     _post(

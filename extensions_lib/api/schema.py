@@ -111,6 +111,18 @@ CONTINUE_SCHEMA = _request(
         }
     }
 )
+LIKE_SCHEMA = _request(
+    {
+        "file": {"type": "string", "description": "The path of a file on the machine of the WebUI."},
+        "num_pictures": {
+            "type": "integer",
+            "minimum": 1,
+            "nullable": True,
+            "description": "How many pictures there are, for settings that are counted in epochs.",
+        },
+    },
+    ["file"],
+)
 KEEP_SCHEMA = _request(
     {"step": {"type": "integer", "minimum": 0, "description": "The step whose result stays."}}, ["step"]
 )

@@ -89,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("request", choices=("save", "preview", "pause", "resume", "stop", "discard"))
     inspect = command("inspect", _inspect, "Say what a file is, what it was trained on, and which keys it holds.")
     inspect.add_argument("file", type=Path)
+    like = command("like", _like, "Write a job file with the settings that a result or another trainer's config has.")
+    like.add_argument("file", type=Path, help="LoRA, embedding, job file, sd-scripts .toml or OneTrainer .json")
+    like.add_argument("--num-pictures", type=int, help="how many you have, for settings that are counted in epochs")
+    like.add_argument("--output", type=Path, help="the job file to write; without it: the screen")
     init = command("init", _init, "Print a commented job file for a method.")
     init.add_argument("method", choices=tuple(METHOD_CONFIGS))
     command("settings", _settings, "Print the reference table of all settings.")
@@ -142,6 +146,22 @@ def _inspect(options: argparse.Namespace) -> int:
     from ..formats.inspect import describe_file
 
     print(json.dumps(describe_file(options.file), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _like(options: argparse.Namespace) -> int:
+    from ..config.job_file import job_toml
+    from ..jobs.like import recipe_of_file
+
+    recipe = recipe_of_file(options.file, num_pictures=options.num_pictures)
+    content = job_toml(recipe.table, recipe.notes())
+    if options.output is None:
+        print(content, end="")
+        return 0
+    from ..formats.atomic import write_bytes_atomic
+
+    write_bytes_atomic(options.output, content.encode("utf-8"), overwrite=False)
+    print(*recipe.notes(), f"{options.output}: look at it before you train", sep="\n")
     return 0
 
 

@@ -60,6 +60,15 @@ def load(table: Mapping[str, Any]) -> TrainJobConfig:
     return job
 
 
+# What a partial job need not say, so that it can be checked like a whole one.
+_STAND_IN = {"name": "preset", "base_model": "model", "dataset": {"folder": "pictures"}}
+
+
+def check_partial(table: Mapping[str, Any]) -> None:
+    """Refuse a partial job that no job could start from. Raises ConfigError with every mistake."""
+    load(merge(_STAND_IN, table))
+
+
 def dump(config: Any) -> dict[str, Any]:
     """Settings as a table that `load` accepts, defaults filled in."""
     return _plain(dataclasses.asdict(config))

@@ -38,6 +38,10 @@ _TRAINED_ON = (
 )
 
 
+# Factors whose first dimension is the rank.
+_RANK_FIRST = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b")
+
+
 def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
     """Facts about a model file as plain values (JSON-able); no tensor of a `.safetensors` checkpoint is read.
 
@@ -134,7 +138,7 @@ def _with_stated_family(found: Recognised, metadata: Mapping[str, str]) -> Recog
 
 def _lora_details(path: Path, header: Header) -> dict[str, object]:
     layers = {name.split(".", 1)[0] for name in header if name.startswith(("lora_", "oft_"))}
-    ranks = {i.shape[0] for name, i in header.items() if name.endswith((".lora_down.weight", ".lora_A.weight"))}
+    ranks = {i.shape[0] for name, i in header.items() if name.endswith(_RANK_FIRST)}
     details: dict[str, object] = {
         "num_modules": len(layers),
         "num_unet_modules": sum(name.startswith(("lora_unet_", "oft_unet_")) for name in layers),

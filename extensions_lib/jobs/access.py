@@ -48,6 +48,19 @@ def check_access(config: TrainJobConfig, policy: AccessPolicy, host: Host) -> No
             )
 
 
+def check_file(file: str, policy: AccessPolicy, host: Host) -> Path:
+    """The path of a file that a user wants read, when `policy` allows it. Raises AccessError."""
+    named = NamedPath("file", Path(file), holds_weights=True)
+    path = _resolved(named)
+    if not _is_within(path, policy, host):
+        raise _refused(named, policy)
+    if not policy.allow_pickles and has_pickles(path):
+        raise AccessError(
+            f"file names a pickle, {_shown(named, policy)}, which could run code.", "Use a .safetensors file."
+        )
+    return path
+
+
 def check_name(name: str) -> None:
     """Refuse names that make no plain file on every system. Raises ConfigError."""
     stem = name.partition(".")[0].strip().lower()

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config.codec import FORBIDDEN_IN_NAMES, load
-from ..config.presets import PRESETS, merge
+from ..config.codec import FORBIDDEN_IN_NAMES, check_partial
+from ..config.presets import PRESETS
 from ..errors import ConfigError, OutputError, Problem
 from ..formats.atomic import write_bytes_atomic
 from .access import check_name
-
-# What a preset need not say, so that it can be checked like a job.
-_STAND_IN = {"name": "preset", "base_model": "model", "dataset": {"folder": "pictures"}}
 
 
 class UserPresets:
@@ -72,7 +69,7 @@ def check_preset(table: Any) -> None:
     """Refuse what no job could start from. Raises ConfigError with every mistake."""
     if not isinstance(table, Mapping):
         raise _problem("must be a table of settings")
-    load(merge(_STAND_IN, table))
+    check_partial(table)
 
 
 def _problem(text: str) -> ConfigError:

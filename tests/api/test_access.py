@@ -123,6 +123,33 @@ def test_statement_32_a_path_that_is_none_is_refused(
     assert [status in (400, 403) for status, _ in refused(client, host, table)] == [True, True]
 
 
+def test_the_settings_of_a_file_inside_the_roots_are_told(client: TestClient, allowed: Path) -> None:
+    (allowed / "preset.json").write_text('{"training_method": "LORA", "lora_rank": 6, "epochs": 2}', encoding="utf-8")
+    body = {"file": str(allowed / "preset.json"), "num_pictures": 10}
+    told = client.post(f"{API}/like", json=body).json()
+    assert (told["source"], told["job"]["method"]["rank"]) == ("a OneTrainer config", 6)
+    assert told["job"]["training"]["num_samples"] == 20
+    assert {"name": "epochs", "value": 2, "text": "epochs as 20 samples"} in told["approximated"]
+
+
+@pytest.mark.parametrize("name", ["elsewhere/x.json", "allowed/../x.json", "allowed/link/x.json", "allowed/x.pt"])
+def test_statement_32_a_file_outside_the_roots_or_a_pickle_is_not_read(
+    client: TestClient, host: FolderHost, allowed: Path, name: str
+) -> None:
+    (host.root / "elsewhere").mkdir()
+    (allowed / "link").symlink_to(host.root / "elsewhere")
+    (allowed / "x.pt").write_bytes(b"\x80\x04.")
+    for place in ("elsewhere", "."):
+        (host.root / place / "x.json").write_text('{"training_method": "LORA"}', encoding="utf-8")
+    answer = client.post(f"{API}/like", json={"file": str(host.root / name)})
+    assert (answer.status_code, answer.json()["error"]) == (403, "AccessError")
+
+
+@pytest.mark.parametrize("body", [{}, {"file": ""}, {"file": 3}, {"file": "x", "num_pictures": 0}, {"path": "x"}])
+def test_a_wrong_question_for_settings_is_a_mistake_of_the_client(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post(f"{API}/like", json=body).status_code == 400
+
+
 @pytest.mark.parametrize(
     "table",
     [

@@ -108,6 +108,33 @@ def test_inspect_says_what_a_file_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["inspect", str(tmp_path / "none.safetensors")]) == 4
 
 
+def test_like_writes_a_job_that_can_be_read_and_says_what_does_not_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "kohya.toml"
+    config.write_text(
+        'network_module = "networks.lora"\nnetwork_dim = 6\nmax_train_epochs = 3\nrandom_crop = true\n'
+        '[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "cats"\n', encoding="utf-8"
+    )  # fmt: skip
+    assert main(["like", str(config)]) == 0
+    printed = tmp_path / "printed.toml"
+    printed.write_text(capsys.readouterr().out, encoding="utf-8")
+    job = read_job_file(printed)
+    assert (job.name, job.base_model, job.dataset.folder, job.method.rank) == (
+        "my-subject", "model.safetensors", "cats", 6,
+    )  # fmt: skip
+    assert "random_crop = true: pictures are cropped at their middle here" in printed.read_text(encoding="utf-8")
+    written = tmp_path / "job.toml"
+    assert main(["like", str(config), "--num-pictures", "8", "--output", str(written)]) == 0
+    said = capsys.readouterr().out
+    assert "3 epochs as 24 samples" in said
+    assert "look at it before you train" in said
+    assert read_job_file(written).training.num_samples == 24
+    assert main(["like", str(config), "--output", str(written)]) == 6
+    assert main(["like", str(tmp_path / "none.safetensors")]) == 4
+    assert main(["like", str(tmp_path / "notes.txt")]) == 2
+
+
 def test_ask_leaves_a_request(tmp_path: Path) -> None:
     assert main(["ask", str(tmp_path), "pause"]) == 0
     assert [path.name for path in RunFolder(tmp_path).requests.iterdir()] == ["pause"]
