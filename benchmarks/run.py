@@ -25,6 +25,7 @@ from extensions_lib.formats.safetensors_io import read_header
 from extensions_lib.jobs.store import RunFolder
 from extensions_lib.models.build import build_module
 from extensions_lib.models.configs import base_config
+from extensions_lib.models.family import SD1
 from extensions_lib.models.ldm import part_to_ldm
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg")
@@ -55,7 +56,7 @@ def make_checkpoint(path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, Tensor] = {}
     for part in ("unet", "vae", "text_encoder"):
-        tensors |= part_to_ldm(part, random_part(part, generator))
+        tensors |= part_to_ldm(part, random_part(part, generator), SD1)
     write_checkpoint(path, tensors, {})
 
 

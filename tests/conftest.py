@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from .model_families import FamilyModels
+
 PRACTICE_MODEL = Path(__file__).parents[1] / "extensions_lib" / "practice" / "model" / "practice.safetensors"
 
 
@@ -14,6 +16,12 @@ PRACTICE_MODEL = Path(__file__).parents[1] / "extensions_lib" / "practice" / "mo
 def practice_model() -> Path:
     """The practice checkpoint that ships with the package."""
     return PRACTICE_MODEL
+
+
+@pytest.fixture(scope="session")
+def family_models(tmp_path_factory: pytest.TempPathFactory) -> FamilyModels:
+    """Small checkpoints with random weights, by name: 'sd1', 'sd2-v', 'sdxl', 'sdxl-inpaint', ..."""
+    return FamilyModels(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture

@@ -13,20 +13,26 @@ from torch import Tensor, nn
 
 from ..errors import HostError, KeyMismatchError, ModelError
 
+PROJECTED_TEXT = "CLIPTextModelWithProjection"
 _OUR_CLASSES = ("torch.", "diffusers.", "transformers.")
 _FULL_DEVICE = torch.device("cpu")
 
 
 def build_module(part: str, config: dict[str, Any]) -> nn.Module:
-    """The 'unet', 'vae' or 'text_encoder' with these settings, on the meta device, in evaluation mode."""
+    """The 'unet', the 'vae' or a text encoder with these settings, on the meta device, in evaluation mode.
+
+    A text encoder has its projection where `architectures` in its settings says so, as transformers writes them.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):
-        if part == "text_encoder":
-            return CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
-        network = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
-        return network.from_config(config).eval()
+        network = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}.get(part)
+        if network is not None:
+            return network.from_config(config).eval()
+        is_projected = PROJECTED_TEXT in config.get("architectures", ())
+        encoder = CLIPTextModelWithProjection if is_projected else CLIPTextModel
+        return encoder(CLIPTextConfig.from_dict(config)).eval()
 
 
 def adopt_tensors(module: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -9,32 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .family import ModelFamily
+from .schedule import ends_in_pure_noise
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     from .tokenizer import PromptTokenizer
 
-NUM_TIMESTEPS = 1000
-
-
-@dataclass(frozen=True)
-class ModelFamily:
-    """What all models of one kind share.
-
-    `latent_scale` multiplies the VAE's latents; `text_width` is D, the width of the text conditioning;
-    `prediction_type` is 'epsilon' or 'v_prediction'; `sd_version` is the WebUI's name ('SD1').
-    """
-
-    name: str
-    latent_scale: float
-    text_width: int
-    prediction_type: str
-    sd_version: str
-    native_resolution_px: int
-
-
-SD1 = ModelFamily("sd1", 0.18215, 768, "epsilon", "SD1", 512)
+INPAINTING_CHANNELS = 9  # 4 of noisy latents, 1 of the mask, 4 of the masked picture's latents
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,8 @@ class ModelBundle:
     """A base model ready for training: everything frozen, in evaluation mode, on the CPU until `to` is called.
 
     `text_encoders` by part name, in the order their states are joined; the first is 'text_encoder'.
-    `alphas_cumprod` (1000,) float32: the share of signal left at each timestep, falling.
+    `alphas_cumprod` (1000,) float32: the share of signal left at each timestep, falling; with zero terminal SNR the
+    last is 0. `masked_out` keeps the further inputs of an inpainting UNet, (1, 5, H, W) by (H, W), see `predict`.
     """
 
     family: ModelFamily
@@ -78,6 +63,7 @@ class ModelBundle:
     alphas_cumprod: Tensor
     source: ModelSource
     stored: StoredForm = field(default_factory=StoredForm)
+    masked_out: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def text_encoder(self) -> CLIPTextModel:
@@ -88,6 +74,16 @@ class ModelBundle:
     def parts(self) -> dict[str, nn.Module]:
         """The networks by name: 'unet', 'vae', and the text encoders."""
         return {"unet": self.unet, "vae": self.vae, **self.text_encoders}
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet also takes a mask and the latents of a masked picture."""
+        return self.unet.config.in_channels == INPAINTING_CHANNELS
+
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        """Whether the noise schedule ends in pure noise."""
+        return ends_in_pure_noise(self.alphas_cumprod)
 
     def freeze(self) -> None:
         """No parameter of the networks takes gradients; all are in evaluation mode."""

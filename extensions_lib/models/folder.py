@@ -1,4 +1,4 @@
-"""A base model in a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/."""
+"""A base model in a diffusers folder: model_index.json, unet/, vae/, text_encoder/, text_encoder_2/, tokenizer/, ..."""
 
 from __future__ import annotations
 
@@ -14,41 +14,45 @@ from ..diffusion.timesteps import scaled_linear_alphas_cumprod
 from ..errors import KeyMismatchError, ModelError, UnsupportedModelError
 from ..formats.checkpoint import read_checkpoint
 from .build import adopt_tensors, build_module, position_ids
-from .bundle import NUM_TIMESTEPS, SD1, ModelBundle, ModelSource, StoredForm
-from .ldm import POSITION_IDS, part_to_ldm
-from .schedule import check_num_timesteps, linear_alphas_cumprod
+from .bundle import ModelBundle, ModelSource, StoredForm
+from .family import SD1, SD2, SDXL, ModelFamily
+from .ldm import POSITION_IDS, state_to_ldm, unloaded_layers
+from .schedule import NUM_TIMESTEPS, check_num_timesteps, linear_alphas_cumprod, with_zero_terminal_snr
 from .single_file import LoadedVae
 from .sizes import read_json
 from .tokenizer import PromptTokenizer
 
-_PIPELINE = "StableDiffusionPipeline"
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
+# Pipeline -> the families it serves; which of them shows in the UNet's settings.
+_PIPELINES = {
+    "StableDiffusionPipeline": (SD1, SD2),
+    "StableDiffusionInpaintPipeline": (SD1, SD2),
+    "StableDiffusionXLPipeline": (SDXL,),
+    "StableDiffusionXLInpaintPipeline": (SDXL,),
 }
+_CHANNELS = (4, 9)
+_NETWORK_WEIGHTS = "diffusion_pytorch_model"
+_TEXT_WEIGHTS = "model"
 _PICKLED_TEXT = "pytorch_model.bin"
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _SCHEDULES = {"scaled_linear": scaled_linear_alphas_cumprod, "linear": linear_alphas_cumprod}
 
 
 def load_folder(folder: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
-    """A Stable Diffusion 1 diffusers folder as a bundle; `vae` replaces the folder's own. Raises as `load_bundle`."""
+    """A diffusers folder as a bundle; `vae` replaces the folder's own. Raises as `load_bundle`."""
     outline = outline_folder(folder, vae)
     dtypes: dict[str, torch.dtype] = {}
     for part, module in outline.parts.items():
         is_given = part == "vae" and vae is not None
-        dtypes |= vae.dtypes if is_given else _fill(folder / part, part, module, dtype)
-    return replace(outline, stored=StoredForm(dtypes))
+        dtypes |= vae.dtypes if is_given else _fill(folder / part, part, module, outline.family, dtype)
+    return replace(outline, stored=StoredForm(dtypes, extra=unloaded_layers(outline)))
 
 
 def outline_folder(folder: Path, vae: LoadedVae | None) -> ModelBundle:
     """The same with its networks on the meta device: no tensor is read. Raises as `load_bundle`."""
-    configs = _configs(folder)
+    family, configs = _configs(folder)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     alphas_cumprod = _alphas_cumprod(folder.name, scheduler)
-    latent_scale = float(configs["vae"].get("scaling_factor", SD1.latent_scale))
-    family = replace(SD1, latent_scale=latent_scale, prediction_type=_prediction_type(folder.name, scheduler))
+    latent_scale = float(configs["vae"].get("scaling_factor", family.latent_scale))
     modules: dict[str, nn.Module] = {}
     for part, config in configs.items():
         if part == "vae" and vae is not None:
@@ -58,52 +62,66 @@ def outline_folder(folder: Path, vae: LoadedVae | None) -> ModelBundle:
             _weights_file(folder / part, part)
             modules[part] = build_module(part, config)
     return ModelBundle(
-        family=replace(family, text_width=modules["text_encoder"].config.hidden_size),
+        family=replace(
+            family,
+            latent_scale=latent_scale,
+            prediction_type=_prediction_type(folder.name, scheduler),
+            text_width=modules["unet"].config.cross_attention_dim,
+        ),
         unet=modules["unet"],
         vae=modules["vae"],
-        text_encoders={"text_encoder": modules["text_encoder"]},
+        text_encoders={kind.part: modules[kind.part] for kind in family.text_encoders},
         tokenizer=_tokenizer(folder / "tokenizer"),
         alphas_cumprod=alphas_cumprod,
         source=ModelSource(folder, folder.name, is_folder=True),
     )
 
 
-def _configs(folder: Path) -> dict[str, dict[str, Any]]:
-    """The settings of the networks. Raises UnsupportedModelError for pipelines other than Stable Diffusion 1's."""
+def _configs(folder: Path) -> tuple[ModelFamily, dict[str, dict[str, Any]]]:
+    """The family, and the settings of its networks. Raises UnsupportedModelError for pipelines that are not trained."""
     if not (folder / "model_index.json").is_file():
         raise ModelError(
             f"{folder} is no diffusers model: it has no model_index.json.",
             "Choose a checkpoint file, or the folder that holds model_index.json.",
         )
     pipeline = read_json(folder / "model_index.json").get("_class_name")
-    if pipeline != _PIPELINE:
+    if pipeline not in _PIPELINES:
         raise UnsupportedModelError(
-            f"{folder.name} is a {pipeline}; only {_PIPELINE} can be trained.", "Choose an SD 1 model."
+            f"{folder.name} is a {pipeline}; {', '.join(_PIPELINES)} can be trained.",
+            "Choose a Stable Diffusion 1, 2 or XL model.",
         )
-    configs = {part: read_json(folder / part / "config.json") for part in _WEIGHTS}
-    channels = configs["unet"].get("in_channels", 4)
-    if channels != 4:
-        raise UnsupportedModelError(f"{folder.name} takes {channels} channels, not 4.", "Choose a text-to-image model.")
-    if configs["unet"].get("use_linear_projection"):
+    unet = read_json(folder / "unet" / "config.json")
+    channels = unet.get("in_channels", 4)
+    if channels not in _CHANNELS:
         raise UnsupportedModelError(
-            f"{folder.name} is a Stable Diffusion 2 model; only 1 is supported.", "Choose an SD 1 model."
+            f"{folder.name} takes {channels} channels; accepted are 4, and 9 of an inpainting model.",
+            "Choose a text-to-image or inpainting model.",
         )
-    return configs
+    first, *others = _PIPELINES[pipeline]
+    family = others[0] if others and unet.get("use_linear_projection") else first
+    parts = ("vae", *(kind.part for kind in family.text_encoders))
+    return family, {"unet": unet} | {part: read_json(folder / part / "config.json") for part in parts}
 
 
-def _fill(folder: Path, part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
+def _fill(
+    folder: Path, part: str, module: nn.Module, family: ModelFamily, dtype: torch.dtype
+) -> dict[str, torch.dtype]:
     """Give the network the folder's weights; returns the dtypes they had, under their checkpoint names."""
     tensors = _read_weights(folder, part)
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     stored_ids = tensors.pop(POSITION_IDS, None)
-    if part == "text_encoder":
+    if family.text_encoder(part) is not None:
         tensors[POSITION_IDS] = position_ids(stored_ids, module.config.max_position_embeddings)
     try:
         adopt_tensors(module, tensors, dtype)
     except KeyMismatchError as error:
         raise KeyMismatchError(f"{folder}: {error.message}", error.hint) from error
-    names = [name for name in module.state_dict() if name != POSITION_IDS]
-    return {ldm: dtypes[name] for name, ldm in zip(names, part_to_ldm(part, module), strict=True)}
+    standing_in = {
+        name: torch.empty(tensor.shape, dtype=dtypes[name], device="meta")
+        for name, tensor in module.state_dict().items()
+        if name != POSITION_IDS
+    }
+    return {name: tensor.dtype for name, tensor in state_to_ldm(part, standing_in, module, family).items()}
 
 
 def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
@@ -113,8 +131,9 @@ def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
 
 def _weights_file(folder: Path, part: str) -> Path:
     """The first weights file there is: .safetensors before .bin, full precision before fp16. ModelError without one."""
-    stem = _WEIGHTS[part]
-    pickled = _PICKLED_TEXT if part == "text_encoder" else f"{stem}.bin"
+    is_network = part in ("unet", "vae")
+    stem = _NETWORK_WEIGHTS if is_network else _TEXT_WEIGHTS
+    pickled = f"{stem}.bin" if is_network else _PICKLED_TEXT
     names = (f"{stem}.safetensors", f"{stem}.fp16.safetensors", pickled, pickled.replace(".bin", ".fp16.bin"))
     for name in names:
         if (folder / name).is_file():
@@ -151,10 +170,11 @@ def _alphas_cumprod(name: str, scheduler: Mapping[str, Any]) -> Tensor:
     """The schedule of scheduler_config.json, diffusers' defaults where it says nothing."""
     check_num_timesteps(scheduler.get("num_train_timesteps", NUM_TIMESTEPS), name)
     kind = scheduler.get("beta_schedule", "linear")
-    if kind not in _SCHEDULES or scheduler.get("trained_betas") or scheduler.get("rescale_betas_zero_snr"):
+    if kind not in _SCHEDULES or scheduler.get("trained_betas"):
         raise UnsupportedModelError(
-            f"{name}: the noise schedule ({kind!r}, own betas or zero terminal SNR) is not supported; "
-            f"accepted are {', '.join(map(repr, _SCHEDULES))} as they are.",
+            f"{name}: the noise schedule ({kind!r}, or own betas) is not supported; "
+            f"accepted are {', '.join(map(repr, _SCHEDULES))} as they are or with zero terminal SNR.",
             "Choose another model.",
         )
-    return _SCHEDULES[kind](scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)).float()
+    alphas = _SCHEDULES[kind](scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)).float()
+    return with_zero_terminal_snr(alphas) if scheduler.get("rescale_betas_zero_snr") else alphas

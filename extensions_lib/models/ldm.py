@@ -1,15 +1,18 @@
-"""The three networks as the tensors of a single-file checkpoint, and back."""
+"""The networks as the tensors of a single-file checkpoint, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import KeyMismatchError
 from ..formats.keys import (
     PREFIXES,
     UNetLayout,
+    open_clip_from_ldm,
+    open_clip_to_ldm,
     text_from_ldm,
     text_to_ldm,
     unet_from_ldm,
@@ -18,9 +21,11 @@ from ..formats.keys import (
     vae_tensors_to_ldm,
 )
 from .bundle import ModelBundle, StoredForm
+from .family import ModelFamily, TextEncoderKind
 
 POSITION_IDS = "text_model.embeddings.position_ids"
-PART_PREFIXES = {"unet": PREFIXES["unet"], "vae": PREFIXES["vae"], "text_encoder": PREFIXES["text"]}
+_LOGIT_SCALE = 4.6055  # of OpenCLIP's training; nothing reads it
+_TURBO, _TURBO_WIDTH = "conditioner.embedders.0.", 1024
 _OLD_TEXT = tuple(PREFIXES["text"] + child for child in ("embeddings.", "encoder.", "final_layer_norm."))
 
 
@@ -34,37 +39,85 @@ def bundle_to_ldm(bundle: ModelBundle) -> dict[str, Tensor]:
     stored = bundle.stored
     tensors: dict[str, Tensor] = {}
     for part, module in bundle.parts.items():
-        tensors |= part_to_ldm(part, module)
+        tensors |= part_to_ldm(part, module, bundle.family)
     tensors |= stored.extra
     ordered = [name for name in stored.dtypes if name in tensors]
     ordered += [name for name in tensors if name not in stored.dtypes]
     return {stored.renamed.get(name, name): _as_stored(tensors[name], name, stored) for name in ordered}
 
 
-def part_to_ldm(part: str, module: nn.Module) -> dict[str, Tensor]:
-    """The weights of the 'unet', 'vae' or 'text_encoder' under their checkpoint names, detached; also on meta.
+def part_prefix(part: str, family: ModelFamily) -> str:
+    """What the names of 'unet', 'vae' or a text encoder begin with in a checkpoint of this family."""
+    kind = family.text_encoder(part)
+    return PREFIXES[part] if kind is None else kind.prefix
 
-    VAE attention becomes 1x1 convolutions. `position_ids` is left out: it is no weight, and files have it or not.
-    Raises KeyMismatchError for modules that the network does not have by itself, such as an adapter still attached.
+
+def part_to_ldm(part: str, module: nn.Module, family: ModelFamily) -> dict[str, Tensor]:
+    """The weights of the 'unet', the 'vae' or a text encoder under their checkpoint names, detached; also on meta.
+
+    VAE attention becomes 1x1 convolutions, OpenCLIP's queries, keys and values one matrix. `position_ids` is left out:
+    it is no weight, and files have it or not. Raises KeyMismatchError for modules that the network does not have by
+    itself, such as an adapter still attached.
     """
     state = {name: value.detach() for name, value in module.state_dict().items() if name != POSITION_IDS}
-    if part == "vae":
+    return state_to_ldm(part, state, module, family)
+
+
+def state_to_ldm(part: str, state: Mapping[str, Tensor], module: nn.Module, family: ModelFamily) -> dict[str, Tensor]:
+    """The same for any tensors that have the names and shapes of the weights of `module`."""
+    kind = family.text_encoder(part)
+    if kind is not None:
+        renamed = _text_to_ldm(kind, state, module)
+    elif part == "vae":
         renamed = vae_tensors_to_ldm(state, num_vae_levels(module))
-    elif part == "unet":
-        renamed = {unet_to_ldm(name, unet_layout(module)): value for name, value in state.items()}
     else:
-        renamed = {text_to_ldm(name): value for name, value in state.items()}
-    return {PART_PREFIXES[part] + name: value for name, value in renamed.items()}
+        renamed = {unet_to_ldm(name, unet_layout(module)): value for name, value in state.items()}
+    return {part_prefix(part, family) + name: value for name, value in renamed.items()}
 
 
-def part_from_ldm(part: str, tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def part_from_ldm(
+    part: str, tensors: Mapping[str, Tensor], module: nn.Module, family: ModelFamily
+) -> dict[str, Tensor]:
     """The inverse of `part_to_ldm`: checkpoint tensors, with their prefix, under the names they have in `module`."""
-    bare = {name.removeprefix(PART_PREFIXES[part]): tensor for name, tensor in tensors.items()}
+    prefix = part_prefix(part, family)
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    kind = family.text_encoder(part)
+    if kind is not None:
+        return _text_from_ldm(kind, bare, module)
     if part == "vae":
         return vae_tensors_from_ldm(bare, num_vae_levels(module))
-    if part == "unet":
-        return {unet_from_ldm(name, unet_layout(module)): tensor for name, tensor in bare.items()}
+    return {unet_from_ldm(name, unet_layout(module)): tensor for name, tensor in bare.items()}
+
+
+def _text_to_ldm(kind: TextEncoderKind, state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    if kind.layout == "open_clip":
+        return open_clip_to_ldm(state, module.config.num_hidden_layers)
+    return {text_to_ldm(name): value for name, value in state.items()}
+
+
+def _text_from_ldm(kind: TextEncoderKind, bare: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    if kind.layout == "open_clip":
+        return open_clip_from_ldm(bare, module.config.num_hidden_layers)
     return {text_from_ldm(name): tensor for name, tensor in bare.items()}
+
+
+def unloaded_layers(bundle: ModelBundle) -> dict[str, Tensor]:
+    """What a single file has of SD 2's text encoder and a folder has not: the last layer, projection, logit scale.
+
+    Nothing reads their values, but diffusers takes the width from the projection. The layer before stands in.
+    """
+    extra: dict[str, Tensor] = {}
+    for kind in bundle.family.text_encoders:
+        if kind.num_unused_layers:
+            config = bundle.text_encoders[kind.part].config
+            layers = f"{kind.prefix}transformer.resblocks."
+            last, missing = (f"{layers}{config.num_hidden_layers - 1 + further}." for further in (0, 1))
+            tensors = part_to_ldm(kind.part, bundle.text_encoders[kind.part], bundle.family)
+            copied = {name: tensor for name, tensor in tensors.items() if name.startswith(last)}
+            extra |= {name.replace(last, missing): tensor.clone() for name, tensor in copied.items()}
+            extra[kind.prefix + "text_projection"] = torch.eye(config.hidden_size)
+            extra[kind.prefix + "logit_scale"] = torch.tensor(_LOGIT_SCALE)
+    return extra
 
 
 def unet_layout(unet: nn.Module) -> UNetLayout:
@@ -78,11 +131,20 @@ def num_vae_levels(vae: nn.Module) -> int:
     return len(vae.config.block_out_channels)
 
 
-def modern_names(names: Collection[str]) -> dict[str, str]:
-    """{present-day name: the file's} for files from before the text encoder's tensors began with `text_model.`."""
-    prefix = PREFIXES["text"]
-    renamed = {prefix + text_from_ldm(name.removeprefix(prefix)): name for name in names if name.startswith(_OLD_TEXT)}
-    return {modern: old for modern, old in renamed.items() if modern not in names}
+def modern_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """{present-day name: the file's} for the two older ways to name text encoders that the WebUI knows.
+
+    Before transformers 4.0 the tensors of SD 1.x's did not begin with `text_model.`; SD 2 Turbo names its own as SDXL
+    does. `shapes` of all tensors of the file, by name.
+    """
+    if shapes.get(_TURBO + "model.ln_final.weight") == (_TURBO_WIDTH,):
+        renamed = {"cond_stage_model." + name.removeprefix(_TURBO): name for name in shapes if name.startswith(_TURBO)}
+    else:
+        prefix = PREFIXES["text"]
+        renamed = {
+            prefix + text_from_ldm(name.removeprefix(prefix)): name for name in shapes if name.startswith(_OLD_TEXT)
+        }
+    return {modern: old for modern, old in renamed.items() if modern not in shapes}
 
 
 def check_fit(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str) -> None:

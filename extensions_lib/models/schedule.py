@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..diffusion.timesteps import rescale_zero_terminal_snr
 from ..errors import FormatError, UnsupportedModelError
-from .bundle import NUM_TIMESTEPS
+
+NUM_TIMESTEPS = 1000
+PURE_NOISE = (
+    1e-6  # WebUIs write a little more than 0 where a schedule ends in pure noise; Stable Diffusion ends at 0.005
+)
 
 
 def linear_alphas_cumprod(beta_start: float, beta_end: float) -> Tensor:
@@ -30,6 +35,16 @@ def check_alphas_cumprod(values: Tensor, where: str) -> Tensor:
             "The file was damaged, probably by a merge; use another version of this model.",
         )
     return alphas
+
+
+def ends_in_pure_noise(alphas_cumprod: Tensor) -> bool:
+    """Whether a schedule (1000,) has zero terminal SNR; one on the meta device has not."""
+    return not alphas_cumprod.is_meta and bool(alphas_cumprod[-1] < PURE_NOISE)
+
+
+def with_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """The schedule (1000,) stretched to end in pure noise; one that does so is given back as it is."""
+    return alphas_cumprod if ends_in_pure_noise(alphas_cumprod) else rescale_zero_terminal_snr(alphas_cumprod)
 
 
 def check_num_timesteps(count: int, where: str) -> None:

@@ -10,56 +10,81 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
-from .bundle import SD1
-from .schedule import check_num_timesteps
+from .family import ModelFamily
+from .schedule import NUM_TIMESTEPS, check_num_timesteps
 
-_PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}
+_PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction"}
+_SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 _HUB_CLIP = "openai/clip-vit-large-patch14"
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)(?:,([^}]*))?\}")
 
 
 @dataclass(frozen=True)
 class SiblingFacts:
-    """Stable Diffusion 1.5's values, or those of the yaml.
+    """The family's values, or those of the yaml.
 
     The UNet has `num_heads` attention heads everywhere, or heads of `num_head_channels` when that is given.
-    `clip_version` names the text encoder: a folder with its config.json, or OpenAI's CLIP-L.
+    `prediction_type` is None where there is no yaml. `clip_version` names the first text encoder, if that is a CLIP-L:
+    a folder with its config.json, or OpenAI's.
     """
 
-    num_heads: int = 8
-    num_head_channels: int | None = None
-    prediction_type: str = SD1.prediction_type
-    latent_scale: float = SD1.latent_scale
+    num_heads: int
+    num_head_channels: int | None
+    latent_scale: float
+    prediction_type: str | None = None
     linear_start: float = 0.00085
     linear_end: float = 0.012
     clip_version: str = _HUB_CLIP
 
+    @classmethod
+    def of(cls, family: ModelFamily) -> SiblingFacts:
+        """What holds without a yaml."""
+        return cls(family.num_heads, family.head_channels, family.latent_scale)
 
-def read_sibling(checkpoint: Path) -> SiblingFacts:
-    """What `<stem>.yaml` beside `checkpoint` says, Stable Diffusion 1.5's values where it says nothing or is missing.
 
-    Raises FormatError for a file that is not YAML or has text where a number belongs, UnsupportedModelError for
-    parameterizations other than eps and v and for other than 1000 timesteps.
+def sibling_path(checkpoint: Path) -> Path:
+    """Where the yaml of a checkpoint is looked for."""
+    return checkpoint.with_suffix(".yaml")
+
+
+def read_sibling(checkpoint: Path, family: ModelFamily) -> SiblingFacts:
+    """What `<stem>.yaml` beside `checkpoint` says, the family's values where it says nothing or is missing.
+
+    Both layouts are read: that of SD 1 and 2 (`ldm`), and SDXL's (`sgm`). Raises FormatError for a file that is not
+    YAML or has text where a number belongs, UnsupportedModelError for parameterizations other than eps and v and for
+    other than 1000 timesteps.
     """
-    path = checkpoint.with_suffix(".yaml")
+    path, default = sibling_path(checkpoint), SiblingFacts.of(family)
     if not path.is_file():
-        return SiblingFacts()
+        return default
     params = _table(_load_yaml(path), "model", "params")
-    unet = _table(params, "unet_config", "params")
-    clip = _table(params, "cond_stage_config", "params")
-    default = SiblingFacts()
-    check_num_timesteps(int(_number(path, params, "timesteps", 1000)), checkpoint.name)
-    num_heads = int(_number(path, unet, "num_heads", default.num_heads))
+    unet = _table(params, "unet_config", "params") or _table(params, "network_config", "params")
+    clip = _table(params, "cond_stage_config", "params") or _first_embedder(params)
+    check_num_timesteps(int(_number(path, params, "timesteps", NUM_TIMESTEPS)), checkpoint.name)
+    num_heads = int(_number(path, unet, "num_heads", -1))
     head_channels = int(_number(path, unet, "num_head_channels", -1))
     return SiblingFacts(
         num_heads=num_heads if num_heads > 0 else default.num_heads,
-        num_head_channels=head_channels if head_channels > 0 else None,
-        prediction_type=_prediction_type(path, params),
+        num_head_channels=_head_channels(num_heads, head_channels, default),
         latent_scale=_number(path, params, "scale_factor", default.latent_scale),
+        prediction_type=_prediction_type(path, params),
         linear_start=_number(path, params, "linear_start", default.linear_start),
         linear_end=_number(path, params, "linear_end", default.linear_end),
         clip_version=_expand(str(clip.get("version") or default.clip_version)),
     )
+
+
+def _head_channels(num_heads: int, head_channels: int, default: SiblingFacts) -> int | None:
+    """The yaml's width of a head; the family's when the yaml says neither that nor a number of heads."""
+    if head_channels > 0:
+        return head_channels
+    return None if num_heads > 0 else default.num_head_channels
+
+
+def _first_embedder(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of SDXL's first text encoder."""
+    embedders = _table(params, "conditioner_config", "params").get("emb_models")
+    return _table(embedders[0], "params") if isinstance(embedders, list) and embedders else {}
 
 
 def find_clip_folder(checkpoint: Path, version: str) -> Path | None:
@@ -81,7 +106,8 @@ def _load_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise FormatError(
-            f"{path} cannot be read: {error}.", "Correct or delete it; without it the model counts as a plain SD 1.5."
+            f"{path} cannot be read: {error}.",
+            "Correct or delete it; without it the model counts as a plain one of its kind.",
         ) from error
 
 
@@ -103,12 +129,16 @@ def _number(path: Path, table: Mapping[str, Any], name: str, default: float) -> 
 
 
 def _prediction_type(path: Path, params: Mapping[str, Any]) -> str:
-    value = params.get("parameterization", "eps")
-    if value not in _PREDICTION_TYPES:
-        raise UnsupportedModelError(
-            f"{path}: parameterization is {value!r}; accepted are 'eps' and 'v'.", "Choose another model."
-        )
-    return _PREDICTION_TYPES[value]
+    """SD 1 and 2 say it as `parameterization`, SDXL by the class that scales its answers."""
+    scaling = _table(params, "denoiser_config", "params", "scaling_config").get("target")
+    if scaling is None:
+        name, value, accepted = "parameterization", params.get("parameterization", "eps"), _PARAMETERIZATIONS
+    else:
+        name, value, accepted = "scaling_config", str(scaling).rpartition(".")[2], _SCALINGS
+    if value not in accepted:
+        known = " and ".join(map(repr, accepted))
+        raise UnsupportedModelError(f"{path}: {name} is {value!r}; accepted are {known}.", "Choose another model.")
+    return accepted[value]
 
 
 def _expand(text: str) -> str:

@@ -18,13 +18,14 @@ from ..formats.safetensors_io import TensorInfo, autov1, describe_tensor, file_s
 from .build import adopt_tensors, build_module, position_ids
 from .bundle import ModelBundle, ModelSource, StoredForm
 from .detect import check_parts, detect_family
-from .ldm import PART_PREFIXES, POSITION_IDS, check_fit, modern_names, part_from_ldm, part_to_ldm
-from .schedule import check_alphas_cumprod
+from .family import SD1, ModelFamily
+from .ldm import POSITION_IDS, check_fit, modern_names, part_from_ldm, part_prefix, part_to_ldm
+from .prediction import ALPHAS, ZTSNR, known_prediction_type, probed_prediction_type
+from .schedule import check_alphas_cumprod, with_zero_terminal_snr
 from .sibling import SiblingFacts, find_clip_folder, read_sibling
 from .sizes import part_shapes, text_config, unet_config, vae_config
 from .tokenizer import PromptTokenizer
 
-_ALPHAS = "alphas_cumprod"
 _VAE = PREFIXES["vae"]
 
 
@@ -49,24 +50,29 @@ class OpenFile:
 
 
 def load_single_file(path: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
-    """A Stable Diffusion 1 checkpoint as a bundle; `vae` replaces the file's own, if any. Raises as `load_bundle`."""
+    """A checkpoint as a bundle; `vae` replaces the file's own, if any. Raises as `load_bundle`."""
     opened = _open(path)
     outline = _outline(path, opened, vae)
     tensors = opened.read()
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    _fill({part: module for part, module in outline.parts.items() if vae is None or part != "vae"}, tensors, dtype)
+    given = {part: module for part, module in outline.parts.items() if vae is None or part != "vae"}
+    _fill(given, tensors, outline.family, dtype)
     if vae is not None:
         tensors, dtypes = _without_vae(tensors), _without_vae(dtypes) | vae.dtypes
     return replace(
         outline,
-        alphas_cumprod=_alphas_cumprod(path, tensors, outline.alphas_cumprod),
+        family=_with_prediction_type(outline, known_prediction_type(path, opened.header, outline.family)),
+        alphas_cumprod=_alphas_cumprod(path, tensors, outline),
         source=ModelSource(path, path.stem, file_sha256(path), autov1(path)),
         stored=StoredForm(dtypes, opened.renamed, tensors),
     )
 
 
 def outline_single_file(path: Path, vae: LoadedVae | None) -> ModelBundle:
-    """The bundle of a checkpoint with its networks on the meta device: no tensor is read. Raises as `load_bundle`."""
+    """The bundle of a checkpoint with its networks on the meta device: no tensor is read. Raises as `load_bundle`.
+
+    Where only the weights show the prediction type (SD 2 without a yaml), it is the family's usual one.
+    """
     return _outline(path, _open(path), vae)
 
 
@@ -77,8 +83,8 @@ def load_vae_file(path: Path, dtype: torch.dtype) -> LoadedVae:
     tensors = {
         _VAE + name.removeprefix(prefix): tensor for name, tensor in opened.read().items() if name.startswith(prefix)
     }
-    dtypes = {name: tensors[name].dtype for name in part_to_ldm("vae", module)}
-    _fill({"vae": module}, tensors, dtype)
+    dtypes = {name: tensors[name].dtype for name in part_to_ldm("vae", module, SD1)}
+    _fill({"vae": module}, tensors, SD1, dtype)
     return LoadedVae(module, dtypes)
 
 
@@ -90,21 +96,23 @@ def outline_vae_file(path: Path) -> LoadedVae:
 def _outline(path: Path, opened: OpenFile, vae: LoadedVae | None) -> ModelBundle:
     """Everything but the weights and what is computed from them; the noise schedule is the yaml's."""
     family = detect_family(opened.header, path.name)
-    check_parts(opened.header, path.name, needs_vae=vae is None)
-    facts = read_sibling(path)
-    configs = _configs(path, opened.header, facts, with_vae=vae is None)
+    check_parts(opened.header, path.name, family, needs_vae=vae is None)
+    facts = read_sibling(path, family)
+    configs = _configs(path, opened.header, family, facts, with_vae=vae is None)
     modules = {part: build_module(part, config) for part, config in configs.items()}
-    _check_fit(path.name, modules, opened.header)
+    _check_fit(path.name, modules, family, opened.header)
     if vae is not None:
         vae.module.register_to_config(scaling_factor=facts.latent_scale)
         modules["vae"] = vae.module
+    known = known_prediction_type(path, opened.header, family)
+    alphas_cumprod = scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end).float()
     return ModelBundle(
-        family=replace(family, prediction_type=facts.prediction_type, latent_scale=facts.latent_scale),
-        unet=modules["unet"],
-        vae=modules["vae"],
-        text_encoders={"text_encoder": modules["text_encoder"]},
+        family=replace(family, prediction_type=known or family.prediction_type, latent_scale=facts.latent_scale),
+        unet=modules.pop("unet"),
+        vae=modules.pop("vae"),
+        text_encoders={kind.part: modules[kind.part] for kind in family.text_encoders},
         tokenizer=_tokenizer(path, facts),
-        alphas_cumprod=scaled_linear_alphas_cumprod(facts.linear_start, facts.linear_end).float(),
+        alphas_cumprod=with_zero_terminal_snr(alphas_cumprod) if ZTSNR in opened.header else alphas_cumprod,
         source=ModelSource(path, path.stem),
     )
 
@@ -115,8 +123,8 @@ def _vae_outline(path: Path, opened: OpenFile) -> tuple[nn.Module, str]:
     header = {_VAE + name.removeprefix(prefix): info for name, info in opened.header.items() if name.startswith(prefix)}
     if _VAE + "decoder.conv_in.weight" not in header:
         raise FormatError(f"{path.name} is no VAE file: it has no tensor decoder.conv_in.weight.", "Choose a VAE file.")
-    module = build_module("vae", vae_config(part_shapes(header, "vae"), SiblingFacts().latent_scale))
-    _check_fit(path.name, {"vae": module}, header)
+    module = build_module("vae", vae_config(part_shapes(header, "vae", SD1), SD1.latent_scale))
+    _check_fit(path.name, {"vae": module}, SD1, header)
     return module, prefix
 
 
@@ -124,12 +132,12 @@ def _open(path: Path) -> OpenFile:
     """The header of a .safetensors is read alone, so that a file we refuse costs nothing; a pickle is read at once."""
     if path.suffix.lower() == ".safetensors":
         header = checkpoint_header(path)
-        renamed = modern_names(header)
+        renamed = modern_names({name: info.shape for name, info in header.items()})
         return OpenFile(
             _modernised(header, renamed), lambda: _modernised(read_checkpoint(path).tensors, renamed), renamed
         )
     tensors = read_checkpoint(path).tensors
-    renamed = modern_names(tensors)
+    renamed = modern_names({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     tensors = _modernised(tensors, renamed)
     return OpenFile({name: describe_tensor(tensor) for name, tensor in tensors.items()}, lambda: tensors, renamed)
 
@@ -141,38 +149,44 @@ def _modernised(by_name: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[
 
 
 def _configs(
-    path: Path, header: Mapping[str, TensorInfo], facts: SiblingFacts, *, with_vae: bool
+    path: Path, header: Mapping[str, TensorInfo], family: ModelFamily, facts: SiblingFacts, *, with_vae: bool
 ) -> dict[str, dict[str, Any]]:
     """The settings of each network to build."""
-    configs = {
-        "unet": unet_config(part_shapes(header, "unet"), facts),
-        "text_encoder": text_config(part_shapes(header, "text"), facts, path),
+    texts = {
+        kind.part: text_config(kind, part_shapes(header, kind.part, family), facts, path)
+        for kind in family.text_encoders
     }
+    pooled_width = sum(texts[kind.part]["projection_dim"] for kind in family.text_encoders if kind.has_pooled)
+    configs = {"unet": unet_config(part_shapes(header, "unet", family), facts, pooled_width), **texts}
     if with_vae:
-        configs["vae"] = vae_config(part_shapes(header, "vae"), facts.latent_scale)
+        configs["vae"] = vae_config(part_shapes(header, "vae", family), facts.latent_scale)
     return configs
 
 
-def _check_fit(where: str, modules: Mapping[str, nn.Module], header: Mapping[str, TensorInfo]) -> None:
+def _check_fit(
+    where: str, modules: Mapping[str, nn.Module], family: ModelFamily, header: Mapping[str, TensorInfo]
+) -> None:
     """Every network must find its tensors in the file: checked before any is read."""
     expected = {
         name: tuple(tensor.shape)
         for part, module in modules.items()
-        for name, tensor in part_to_ldm(part, module).items()
+        for name, tensor in part_to_ldm(part, module, family).items()
     }
-    prefixes = tuple(PART_PREFIXES[part] for part in modules)
+    prefixes = tuple(part_prefix(part, family) for part in modules)
     given = {name: info.shape for name, info in header.items() if name.startswith(prefixes)}
     check_fit(expected, given, where)
 
 
-def _fill(modules: Mapping[str, nn.Module], tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _fill(
+    modules: Mapping[str, nn.Module], tensors: dict[str, Tensor], family: ModelFamily, dtype: torch.dtype
+) -> None:
     """Give each network its tensors and take them out of `tensors`."""
     for part, module in modules.items():
-        own = {name: tensors.pop(name) for name in part_to_ldm(part, module)}
-        given = part_from_ldm(part, own, module)
+        own = {name: tensors.pop(name) for name in part_to_ldm(part, module, family)}
+        given = part_from_ldm(part, own, module, family)
         own.clear()
-        if part == "text_encoder":
-            stored = tensors.get(PART_PREFIXES[part] + POSITION_IDS)
+        if family.text_encoder(part) is not None:
+            stored = tensors.get(part_prefix(part, family) + POSITION_IDS)
             given[POSITION_IDS] = position_ids(stored, module.config.max_position_embeddings)
         adopt_tensors(module, given, dtype)
 
@@ -189,6 +203,17 @@ def _tokenizer(path: Path, facts: SiblingFacts) -> PromptTokenizer:
     return PromptTokenizer.from_open_clip()
 
 
-def _alphas_cumprod(path: Path, extra: Mapping[str, Tensor], of_yaml: Tensor) -> Tensor:
-    """The schedule the WebUI samples with: the one stored in the file, or else that of the yaml."""
-    return check_alphas_cumprod(extra[_ALPHAS], path.name) if _ALPHAS in extra else of_yaml
+def _alphas_cumprod(path: Path, extra: Mapping[str, Tensor], outline: ModelBundle) -> Tensor:
+    """The schedule the WebUI samples with: the one stored in the file, or else that of the yaml.
+
+    SDXL's network has no such buffer, and ignores one in its file. A marker of zero terminal SNR holds for both.
+    """
+    if ALPHAS not in extra or outline.family.has_size_conditioning:
+        return outline.alphas_cumprod
+    stored = check_alphas_cumprod(extra[ALPHAS], path.name)
+    return with_zero_terminal_snr(stored) if ZTSNR in extra else stored
+
+
+def _with_prediction_type(outline: ModelBundle, known: str | None) -> ModelFamily:
+    """The family with the file's prediction type; where nothing says it, that of the weights now in the UNet."""
+    return replace(outline.family, prediction_type=known or probed_prediction_type(outline))

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ConfigError, Problem, TrainingError
-from ..models.predict import predict
+from ..models.predict import PIXELS_PER_LATENT, predict
 from ..models.text import Conditioning, batch_chunks, encode_prompts
 from .schedulers import SamplerKind, build_scheduler, sampler_kind
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..models.bundle import ModelBundle
 
 LATENT_CHANNELS = 4
-PIXELS_PER_LATENT = 8
 AUTOCAST_DEVICES = ("cpu", "cuda")  # others have none in the oldest torch we support
 NO_TOKENS: Mapping[str, Sequence[int]] = {}
 
@@ -160,10 +159,16 @@ def _undisturbed(bundle: ModelBundle, adapters: Sequence[nn.Module]) -> Iterator
 def _encode(
     bundle: ModelBundle, prompts: Sequence[str], tokens: Mapping[str, Sequence[int]], clip_skip: int
 ) -> Conditioning:
-    """(len(prompts), 77 * K, D) on the UNet's device and in its dtype; K is that of the longest prompt."""
+    """(len(prompts), 77 * K, D) on the UNet's device and in its dtype; K is that of the longest prompt.
+
+    Of two prompts the first is the negative one; where the WebUI makes an empty one zeros, so it is here.
+    """
     chunks = [bundle.tokenizer.chunks(prompt, tokens) for prompt in prompts]
     ids = batch_chunks(chunks, bundle.tokenizer)
-    return encode_prompts(bundle, ids, clip_skip).to(bundle.unet.device, bundle.unet.dtype)
+    conditioning = encode_prompts(bundle, ids, clip_skip).to(bundle.unet.device, bundle.unet.dtype)
+    if bundle.family.zeroes_empty_negative and len(prompts) == 2 and not prompts[0]:
+        return conditioning.zeroed(0)
+    return conditioning
 
 
 def _denoise(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from extensions_lib.formats.checkpoint import write_checkpoint
 from extensions_lib.formats.safetensors_io import TensorInfo, describe_tensor
 from extensions_lib.models.bundle import ModelBundle
+from extensions_lib.models.family import SD1
 from extensions_lib.models.ldm import part_to_ldm
 from extensions_lib.models.load import load_bundle
 from extensions_lib.models.tokenizer import PromptTokenizer
@@ -85,7 +86,7 @@ def tiny() -> TinyModel:
     parts = make_parts()
     tensors: dict[str, Tensor] = {}
     for part, module in parts.items():
-        tensors |= part_to_ldm(part, module)
+        tensors |= part_to_ldm(part, module, SD1)
     return TinyModel(parts, tensors)
 
 

@@ -104,17 +104,21 @@ def test_scheduler_settings_are_honoured(folder: Path) -> None:
     assert bundle.family.prediction_type == "v_prediction"
     betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
     assert bundle.alphas_cumprod[1].item() == pytest.approx(float((1 - betas[0]) * (1 - betas[1])), abs=1e-7)
+    assert not bundle.has_zero_terminal_snr
+    change_json(path, rescale_betas_zero_snr=True)
+    rescaled = load_bundle(folder)
+    assert rescaled.has_zero_terminal_snr and rescaled.alphas_cumprod[999] == 0
+    assert rescaled.alphas_cumprod[0] == pytest.approx(float(bundle.alphas_cumprod[0]))
 
 
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline; only"),
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels, not 4"),
-        ("unet/config.json", {"use_linear_projection": True}, "is a Stable Diffusion 2 model"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; StableDiffusionPipeline, "),
+        ("unet/config.json", {"in_channels": 8}, "takes 8 channels; accepted are 4, and 9 of an inpainting model"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type is 'sample'; accepted"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "'squaredcos_cap_v2'"),
-        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "or own betas"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 50}, "50 timesteps; only models with 1000"),
     ],
 )

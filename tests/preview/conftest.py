@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from extensions_lib.models.bundle import SD1, ModelBundle, ModelSource
+from extensions_lib.models.bundle import ModelBundle, ModelSource
+from extensions_lib.models.family import SD1
 from extensions_lib.models.tokenizer import PromptTokenizer
 
 

@@ -1,14 +1,27 @@
-"""The parts of an SD 1.x checkpoint, and the names of its text encoder (Hugging Face CLIP-L names under a prefix)."""
+"""Where the parts of a checkpoint lie, and the names of its text encoders.
+
+A CLIP-L has Hugging Face's names under a prefix; SD 2.x's and SDXL's larger ones have OpenCLIP's, see `open_clip`.
+"""
 
 from __future__ import annotations
 
 from ...errors import KeyMismatchError
 
-# Where each part of an SD 1.x checkpoint lies.
+# The same in every family; 'text' is SD 1.x's.
 PREFIXES = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
     "text": "cond_stage_model.transformer.",
+}
+
+# family -> text encoder -> what its tensors' names begin with.
+TEXT_PREFIXES = {
+    "sd1": {"text_encoder": PREFIXES["text"]},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
+    "sdxl": {
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
 }
 
 _ROOT = "text_model."
@@ -38,5 +51,5 @@ def text_from_ldm(name: str) -> str:
 def _unknown(name: str) -> KeyMismatchError:
     return KeyMismatchError(
         f"Text encoder: the name {name!r} is unknown.",
-        "Stable Diffusion 1 uses the CLIP-L text model; this file holds another one, or is damaged.",
+        "It should be a CLIP-L text model; this file holds another one, or is damaged.",
     )
