@@ -16,7 +16,8 @@ from ..errors import FormatError, ModelError
 from .safetensors_io import read_header, read_tensors
 from .torch_file import plain_tensor, read_torch_file
 
-_SDXL_KEYS = ("clip_l", "clip_g")
+ENCODER_KEYS = ("clip_l", "clip_g")
+_BUNDLE_PREFIX = "bundle_emb."
 _ONETRAINER_KEY = (
     "emp_params"  # its '_out' twin holds vectors that act after the encoder; the WebUI has no place for them
 )
@@ -44,6 +45,40 @@ def embedding_tensors(name: str, vectors: Tensor) -> dict[str, Tensor]:
     return {name: vectors.detach().to("cpu", torch.float32).contiguous()}
 
 
+def file_tensors(name: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an embedding file, from `vectors` as in `EmbeddingFile`: one under `name`, or two for XL.
+
+    Nothing else may stand in the file: the WebUI refuses a second tensor, and takes every one of XL's as a vector.
+    Raises ValueError for other keys, another rank, and encoders with different numbers of vectors.
+    """
+    if set(vectors) == {""}:
+        return embedding_tensors(name, vectors[""])
+    if set(vectors) != set(ENCODER_KEYS) or len({len(each) for each in vectors.values()}) != 1:
+        shapes = {key: tuple(each.shape) for key, each in vectors.items()}
+        raise ValueError(f"vectors must be {' and '.join(ENCODER_KEYS)} with as many rows each, not {shapes}")
+    return {key: embedding_tensors(key, vectors[key])[key] for key in ENCODER_KEYS}
+
+
+def bundled_tensors(name: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An embedding as it stands inside a LoRA file, called `name` while the LoRA is in the prompt.
+
+    Keys: 'bundle_emb.<name>.string_to_param.*', for XL 'bundle_emb.<name>.clip_l' and '.clip_g'. The WebUI ends the
+    name at its first dot: ValueError for a name with one. Raises else as `file_tensors`.
+    """
+    if "." in name or not name:
+        raise ValueError(f"a bundled embedding cannot be called {name!r}: its name ends at the first dot")
+    tensors = file_tensors("string_to_param.*", vectors)
+    return {f"{_BUNDLE_PREFIX}{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def bundled_names(path: Path) -> tuple[str, ...]:
+    """What the embeddings inside a LoRA file are called; none for other files and for pickles."""
+    if path.suffix.lower() != ".safetensors":
+        return ()
+    header, _ = read_header(path)
+    return tuple(sorted({key.split(".")[1] for key in header if key.startswith(_BUNDLE_PREFIX)}))
+
+
 def pt_embedding_bytes(
     name: str, vectors: Tensor, step: int, checkpoint_hash: str | None, checkpoint_name: str | None
 ) -> bytes:
@@ -65,18 +100,33 @@ def pt_embedding_bytes(
     return buffer.getvalue()
 
 
-def read_embedding(path: Path) -> EmbeddingFile:
+def read_embedding(path: Path, name: str = "") -> EmbeddingFile:
     """Read `.safetensors`, `.pt`, `.bin` (the WebUI's, diffusers', kohya's, OneTrainer's layout) or a `.png` card.
 
-    Raises FormatError for anything else, damaged files and pickles with code (never run); ModelError when missing.
+    Of a LoRA with embeddings inside it is the one called `name`, or the only one. Raises FormatError for anything
+    else, damaged files and pickles with code (never run); ModelError when missing.
     """
     suffix = path.suffix.lower()
+    if bundled_names(path):
+        return _read_bundled(path, name)
     if suffix == ".safetensors":
         return _from_dict(path, {**read_header(path)[1], **read_tensors(path)})
     content = _read_card(path) if suffix == ".png" else read_torch_file(path)
     if not isinstance(content, Mapping):
         raise FormatError(f"{path} is not an embedding: it holds a {type(content).__name__}.", _HINT)
     return _from_dict(path, content)
+
+
+def _read_bundled(path: Path, name: str) -> EmbeddingFile:
+    names = bundled_names(path)
+    chosen = names[0] if len(names) == 1 else name
+    if chosen not in names:
+        raise FormatError(
+            f"{path} holds the embeddings {', '.join(names)}, none called {name!r}.", "Use the word of one of them."
+        )
+    prefix = f"{_BUNDLE_PREFIX}{chosen}."
+    tensors = {key.removeprefix(prefix): t for key, t in read_tensors(path).items() if key.startswith(prefix)}
+    return EmbeddingFile(_from_dict(path, tensors).vectors, chosen)
 
 
 def _from_dict(path: Path, content: Mapping[str, object]) -> EmbeddingFile:
@@ -104,7 +154,7 @@ def _tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
 
 def _chosen(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that are the embedding, by the encoder they belong to."""
-    by_encoder = {key: tensors[key] for key in _SDXL_KEYS if key in tensors}
+    by_encoder = {key: tensors[key] for key in ENCODER_KEYS if key in tensors}
     if by_encoder:
         return by_encoder
     if _ONETRAINER_KEY in tensors:

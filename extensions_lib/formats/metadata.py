@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from .. import __version__
 
 _REFERENCE = "https://github.com/Stability-AI/generative-models"
+# Known to ModelSpec from this version on.
+_NEGATIVE = {"modelspec.sai_model_spec": "1.0.1", "modelspec.is_negative_embedding": "true"}
 _NOT_IN_ALIASES = re.compile(r"[:<>,]")
 
 
@@ -63,6 +65,7 @@ class ArtefactInfo:
     conv_alpha: float | None = None
     network_dropout: float | None = None
     num_vectors: int | None = None
+    is_negative_embedding: bool = False
     steps: int | None = None
     max_train_steps: int | None = None
     epoch: int | None = None
@@ -124,6 +127,7 @@ def embedding_metadata(info: ArtefactInfo, data_hash: str) -> dict[str, str]:
     """The header of an embedding file. The WebUI ignores it; it serves resuming, model sites, and `inspect`."""
     facts = {
         **_modelspec(info, "textual-inversion", _REFERENCE, data_hash),
+        **(_NEGATIVE if info.is_negative_embedding else {}),
         "name": info.output_name,
         "step": info.steps,
         "num_vectors": info.num_vectors,

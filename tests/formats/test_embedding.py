@@ -13,7 +13,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from extensions_lib.errors import FormatError, ModelError
-from extensions_lib.formats.embedding import embedding_tensors, pt_embedding_bytes, read_embedding
+from extensions_lib.formats.embedding import (
+    bundled_names,
+    bundled_tensors,
+    embedding_tensors,
+    file_tensors,
+    pt_embedding_bytes,
+    read_embedding,
+)
+from extensions_lib.formats.lora import read_lora
 from extensions_lib.formats.safetensors_io import write_atomic
 
 VECTORS = torch.arange(8.0).reshape(2, 4) / 3
@@ -148,3 +156,74 @@ def test_pictures_that_are_no_cards(tmp_path: Path) -> None:
 def test_what_is_no_embedding(tmp_path: Path, content: object, text: str) -> None:
     with pytest.raises(FormatError, match=text):
         read_embedding(saved(tmp_path / "a.pt", content))
+
+
+XL = {"clip_l": VECTORS, "clip_g": G_VECTORS}
+
+
+def as_the_webui_reads(data: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """(vectors, width) by the rules of `create_embedding_from_data`, for what a .safetensors file holds."""
+    if "clip_g" in data and "clip_l" in data:
+        return data["clip_g"].shape[0], data["clip_g"].shape[-1] + data["clip_l"].shape[-1]
+    assert len(data) == 1, "embedding file has multiple terms in it"
+    vectors = next(iter(data.values()))
+    return vectors.shape[0], vectors.shape[-1]
+
+
+def test_files_as_the_webui_reads_them() -> None:
+    assert as_the_webui_reads(file_tensors("cat", {"": VECTORS})) == (2, 4)
+    written = file_tensors("cat", XL)
+    assert list(written) == ["clip_l", "clip_g"]  # a third tensor would be taken as a vector
+    assert as_the_webui_reads(written) == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "vectors", [{"clip_l": VECTORS}, {**XL, "clip_g": G_VECTORS[:1]}, {"": VECTORS, "clip_l": VECTORS}]
+)
+def test_vectors_that_fit_no_file(vectors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="vectors must be clip_l and clip_g with as many rows each"):
+        file_tensors("cat", vectors)
+
+
+def bundle(tmp_path: Path, **embeddings: dict[str, torch.Tensor]) -> Path:
+    tensors = {"lora_unet_x.lora_down.weight": torch.ones(1, 2), "lora_unet_x.lora_up.weight": torch.ones(2, 1)}
+    for name, vectors in embeddings.items():
+        tensors |= bundled_tensors(name, vectors)
+    return write_atomic(tmp_path / "lora.safetensors", tensors, {"name": "not this", "step": "9"})
+
+
+@pytest.mark.parametrize("vectors", [{"": VECTORS}, XL], ids=["sd1", "sdxl"])
+def test_an_embedding_inside_a_lora(tmp_path: Path, vectors: dict[str, torch.Tensor]) -> None:
+    path = bundle(tmp_path, zcat=vectors)
+    assert bundled_names(path) == ("zcat",)
+    for name in ("zcat", "", "whatever the job is called"):
+        found = read_embedding(path, name)
+        assert found.name == "zcat" and found.step is None
+        assert found.vectors.keys() == vectors.keys()
+        assert all(torch.equal(found.vectors[key], vectors[key]) for key in vectors)
+    assert set(read_lora(path)) == {"lora_unet_x"}
+
+
+def test_the_keys_of_a_bundle_are_those_the_webui_splits() -> None:
+    """It takes what precedes the first dot, then the embedding's name, then 'string_to_param' and its key."""
+    (key,) = bundled_tensors("zcat", {"": VECTORS})
+    first, _, rest = key.partition(".")
+    name, part = rest.split(".", 1)
+    assert (first, name, part.split(".", 1)) == ("bundle_emb", "zcat", ["string_to_param", "*"])
+    assert set(bundled_tensors("zcat", XL)) == {"bundle_emb.zcat.clip_l", "bundle_emb.zcat.clip_g"}
+    for name in ("z.cat", ""):
+        with pytest.raises(ValueError, match="ends at the first dot"):
+            bundled_tensors(name, {"": VECTORS})
+
+
+def test_several_embeddings_inside_a_lora(tmp_path: Path) -> None:
+    path = bundle(tmp_path, one={"": VECTORS}, two={"": VECTORS + 1})
+    assert bundled_names(path) == ("one", "two")
+    assert torch.equal(read_embedding(path, "two").vectors[""], VECTORS + 1)
+    with pytest.raises(FormatError, match="holds the embeddings one, two, none called 'three'"):
+        read_embedding(path, "three")
+
+
+def test_other_files_have_no_embedding_inside(tmp_path: Path) -> None:
+    assert bundled_names(write_atomic(tmp_path / "cat.safetensors", {"cat": VECTORS}, {})) == ()
+    assert bundled_names(tmp_path / "missing.pt") == ()

@@ -113,6 +113,14 @@ def test_an_embedding_header() -> None:
     assert metadata["modelspec.hash_sha256"] == "0x" + HASH
 
 
+def test_a_negative_embedding_says_so() -> None:
+    """ModelSpec has the key from 1.0.1 on."""
+    metadata = embedding_metadata(full_info(is_negative_embedding=True), HASH)
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["modelspec.is_negative_embedding"] == "true"
+    assert "modelspec.is_negative_embedding" not in embedding_metadata(full_info(), HASH)
+
+
 def test_what_is_unknown_is_left_out() -> None:
     metadata = lora_metadata(ArtefactInfo(output_name="a"), HASH)
     assert "ss_seed" not in metadata and "ss_network_args" not in metadata and "modelspec.date" not in metadata
