@@ -14,8 +14,9 @@ from typing import Any, Union, get_args, get_origin
 from ..errors import ConfigError, Problem
 from .field import REQUIRED, Setting, settings_of
 from .job import TrainJobConfig
-from .methods import METHOD_CONFIGS
+from .methods import METHOD_CONFIGS, PivotalConfig
 from .presets import PRESETS, default_preset, merge
+from .words import EmbeddingConfig
 
 FORBIDDEN_IN_NAMES = '<>:=,|/\\"?*'
 
@@ -143,7 +144,8 @@ def _load_items(setting: Setting, value: Any, path: str, problems: list[Problem]
     if not isinstance(value, (list, tuple)):
         problems.append(Problem(path, f"must be a list, is {value!r}"))
         return ()
-    items = [{"prompt": entry} if isinstance(entry, str) else entry for entry in value]
+    of_line = setting.option.of_line
+    items = [of_line(entry) if isinstance(entry, str) and of_line else entry for entry in value]
     return tuple(
         _load_dataclass(setting.option.item, entry, f"{path}[{index}]", problems) for index, entry in enumerate(items)
     )
@@ -209,13 +211,52 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
+def _check_name(path: str, name: str) -> list[Problem]:
+    if name.strip(" .") and name == name.strip() and not any(sign in FORBIDDEN_IN_NAMES for sign in name):
+        return []
+    return [Problem(path, f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}")]
+
+
+def _check_words(job: TrainJobConfig) -> list[Problem]:
+    """Words with vectors of their own become the names of files, or of parts of a LoRA file."""
+    method = job.method
+    if not isinstance(method, EmbeddingConfig):
+        return []
+    further = {f"method.further_words[{index}].word": each.word for index, each in enumerate(method.further_words)}
+    problems = [problem for path, word in further.items() for problem in _check_name(path, word)]
+    problems += _check_different(job.trigger_word, further)
+    if isinstance(method, PivotalConfig):
+        problems += _check_bundle(method.embedding_files, {"dataset.trigger_word": job.trigger_word, **further})
+    if method.relative_learning_rate and job.optimizer.optimizer == "prodigy":
+        problems.append(Problem("method.relative_learning_rate", "cannot be used with prodigy, which finds its own"))
+    return problems
+
+
+def _check_different(first: str, further: Mapping[str, str]) -> list[Problem]:
+    problems, taken = [], {first.casefold()}
+    for path, word in further.items():
+        if word.casefold() in taken:
+            problems.append(Problem(path, f"is {word!r}, which is another word of this job; case does not count"))
+        taken.add(word.casefold())
+    return problems
+
+
+def _check_bundle(embedding_files: str, words: Mapping[str, str]) -> list[Problem]:
+    """A word inside a LoRA file ends at its first dot; one beside it is the name of a file."""
+    problems = []
+    for path, word in words.items():
+        if embedding_files != "bundled" and path == "dataset.trigger_word":
+            problems += _check_name(path, word)
+        if embedding_files != "beside" and "." in word:
+            problems.append(
+                Problem(path, f"is {word!r}; a word inside a LoRA has no dot. Use another, or embedding_files = beside")
+            )
+    return problems
+
+
 def _check_together(job: TrainJobConfig) -> list[Problem]:
     """Mistakes that only two settings together make."""
-    problems = []
-    if not job.name.strip(" .") or job.name != job.name.strip() or any(c in FORBIDDEN_IN_NAMES for c in job.name):
-        problems.append(
-            Problem("name", f"is {job.name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}")
-        )
+    problems = [*_check_name("name", job.name), *_check_words(job)]
     training, dataset = job.training, job.dataset
     if training.min_timestep >= training.max_timestep:
         problems.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_type_hints
@@ -15,7 +16,8 @@ class Option:
     """What is known of a setting besides its type and default.
 
     `min` and `max` are inclusive. `choices` lists the accepted values; empty means any. `unit` is 'px', 'steps', ...
-    `item` is the dataclass of the entries when the setting is a list of tables.
+    `item` is the dataclass of the entries when the setting is a list of tables; `of_line` makes an entry's table of a
+    line of text, `to_line` the line of a table, as far as a line can say it.
     """
 
     help: str
@@ -25,6 +27,8 @@ class Option:
     choices: tuple[str, ...] = ()
     advanced: bool = False
     item: type | None = None
+    of_line: Callable[[str], dict[str, Any]] | None = None
+    to_line: Callable[[Mapping[str, Any]], str] | None = None
 
 
 def option(
@@ -37,10 +41,15 @@ def option(
     choices: tuple[str, ...] = (),
     advanced: bool = False,
     item: type | None = None,
+    of_line: Callable[[str], dict[str, Any]] | None = None,
+    to_line: Callable[[Mapping[str, Any]], str] | None = None,
     factory: Any = REQUIRED,
 ) -> Any:
     """Declare a setting as a dataclass field. Without `default` or `factory` it must be given by the user."""
-    described = Option(help=help, unit=unit, min=min, max=max, choices=choices, advanced=advanced, item=item)
+    described = Option(
+        help=help, unit=unit, min=min, max=max, choices=choices, advanced=advanced, item=item, of_line=of_line,
+        to_line=to_line,
+    )  # fmt: skip
     metadata = {"option": described}
     if factory is not REQUIRED:
         return dataclasses.field(default_factory=factory, metadata=metadata, kw_only=True)

@@ -10,6 +10,7 @@ from .methods import MethodConfig
 from .optimizer import OptimizerConfig
 from .preview import PreviewConfig
 from .training import TrainingConfig
+from .words import EmbeddingConfig
 
 SCHEMA_VERSION = 1
 # Settings of the output that name the folder for a further file, with the kind of that file.
@@ -64,3 +65,12 @@ class TrainJobConfig:
     def trigger_word(self) -> str:
         """The word that stands for [name]."""
         return self.dataset.trigger_word or self.name
+
+    @property
+    def new_words(self) -> dict[str, int]:
+        """How many vectors each word is given that has some of its own in this job, the trigger word first."""
+        method = self.method
+        if not isinstance(method, EmbeddingConfig):
+            return {}
+        further = {each.word: each.vectors_per_token for each in method.further_words}
+        return {self.trigger_word: method.vectors_per_token, **further}

@@ -7,24 +7,21 @@ from typing import Any, ClassVar
 
 from .blocks import parse_block_values
 from .field import option
+from .words import EmbeddingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextualInversionConfig:
+class TextualInversionConfig(EmbeddingConfig):
     """A few new vectors in the text encoder's table, called by a word."""
 
     artefact_kind: ClassVar[str] = "embedding"
     kind: str = option("textual_inversion", help="The method.", choices=("textual_inversion",))
-    vectors_per_token: int = option(4, help="How many vectors the word stands for.", min=1, max=75)
-    initializer_text: str = option("", help="The vectors start as those of this text, such as 'dog'; empty: zeros.")
-    start_from: str = option("", help="An embedding file to go on from.")
-    max_norm_ratio: float = option(
-        0.0,
-        help="Vectors longer than this many times the median of the model's own are shortened; 0 off.",
-        min=0.0,
-        max=100.0,
-        advanced=True,
+    is_negative: bool = option(
+        False,
+        help="The pictures show what you do not want; the word goes into the negative prompt. It learns them like any "
+        "other pictures, so choose ones that have only the fault in common.",
     )
+    start_from: str = option("", help="An embedding file to go on from, or a LoRA with one in it.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +106,34 @@ class LoraConfig:
 BLOCK_RANKS: dict[str, Any] = {"minimum": 0, "whole": True}
 BLOCK_RATES: dict[str, Any] = {"minimum": 0, "whole": False}
 
-METHOD_CONFIGS: dict[str, type] = {"textual_inversion": TextualInversionConfig, "lora": LoraConfig}
-MethodConfig = TextualInversionConfig | LoraConfig
+@dataclass(frozen=True, kw_only=True)
+class PivotalConfig(LoraConfig, EmbeddingConfig):
+    """A LoRA and the vectors of its word, learnt together and written as one file."""
+
+    kind: str = option("pivotal", help="The method.", choices=("pivotal",))
+    embedding_learning_rate: float = option(
+        1e-3, help="Learning rate of the vectors, unless relative_learning_rate is set.", min=0.0, max=10.0
+    )
+    embedding_until: float = option(
+        1.0, help="Share of the run after which the vectors stay as they are.", min=0.0, max=1.0
+    )
+    embedding_files: str = option(
+        "bundled",
+        help="bundled: the words are inside the LoRA and work as soon as it is in the prompt, in AUTOMATIC1111 and "
+        "reForge. beside: they are embedding files of their own, for Forge, ComfyUI and diffusers, which do not read "
+        "them from a LoRA. both: AUTOMATIC1111 then takes the files.",
+        choices=("bundled", "beside", "both"),
+    )
+    start_from: str = option("", help="A LoRA file to go on from, and the words inside it; its ranks are kept.")
+    embedding_start_from: str = option("", help="An embedding file the vectors go on from instead.", advanced=True)
+
+
+METHOD_CONFIGS: dict[str, type] = {
+    "textual_inversion": TextualInversionConfig,
+    "lora": LoraConfig,
+    "pivotal": PivotalConfig,
+}
+MethodConfig = TextualInversionConfig | LoraConfig | PivotalConfig
 
 
 def artefact_kind(method: str) -> str:

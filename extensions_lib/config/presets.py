@@ -66,6 +66,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": {"caption_template": "subject_filewords"},
         "output": {"file_format": "pt"},
     },
+    "pivotal_character": {
+        # The vectors find what the subject is nearest to in the first half; the LoRA alone adds what is missing then.
+        "method": {"kind": "pivotal", "rank": 16, "alpha": 8.0, "embedding_until": 0.5},
+        "optimizer": {"learning_rate": 2e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05, "weight_decay": 0.0},
+        "training": {"max_train_steps": 1200, "train_batch_size": 2, "loss_weighting": "min_snr"},
+    },
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .field import option
 
@@ -23,6 +25,16 @@ class PreviewPrompt:
     sampler: str = option("dpmpp_2m", help="Sampling method.", choices=SAMPLERS)
 
 
+def prompt_of_line(line: str) -> dict[str, Any]:
+    """A line is the prompt."""
+    return {"prompt": line}
+
+
+def line_of_prompt(entry: Mapping[str, Any]) -> str:
+    """The prompt is the line."""
+    return entry["prompt"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
     """Preview pictures, beside the base model's own."""
@@ -31,5 +43,9 @@ class PreviewConfig:
     enabled: bool = option(True, help="Draw previews at all.")
     at_start: bool = option(True, help="Draw step 0 too, before anything is learnt.")
     prompts: tuple[PreviewPrompt, ...] = option(
-        (), help="Empty: one picture of '[name]'.", item=PreviewPrompt
-    )  # fmt: skip
+        (),
+        help="Empty: one picture of '[name]'.",
+        item=PreviewPrompt,
+        of_line=prompt_of_line,
+        to_line=line_of_prompt,
+    )

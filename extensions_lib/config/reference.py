@@ -23,6 +23,9 @@ def _sections() -> Iterator[tuple[str, type, str]]:
     yield "Job", TrainJobConfig, ""
     for kind, cls in METHOD_CONFIGS.items():
         yield f"Method {kind}", cls, "method."
+    lists = {(inner.name, inner.option.item) for cls in METHOD_CONFIGS.values() for inner in settings_of(cls)}
+    for name, item in sorted((entry for entry in lists if entry[1] is not None), key=lambda entry: entry[0]):
+        yield f"Entries of method.{name}", item, ""
     for setting in settings_of(TrainJobConfig):
         if dataclasses.is_dataclass(setting.type):
             yield setting.name.capitalize(), setting.type, f"{setting.name}."

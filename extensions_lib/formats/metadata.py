@@ -123,6 +123,11 @@ def lora_metadata(info: ArtefactInfo, data_hash: str, *, include_dataset: bool =
     return _as_text(facts)
 
 
+def with_hash(metadata: Mapping[str, str], data_hash: str) -> dict[str, str]:
+    """The header of a LoRA file to which more tensors were added; `data_hash` is that of all of them."""
+    return {**metadata, "sshs_model_hash": data_hash, "modelspec.hash_sha256": f"0x{data_hash}"}
+
+
 def embedding_metadata(info: ArtefactInfo, data_hash: str) -> dict[str, str]:
     """The header of an embedding file. The WebUI ignores it; it serves resuming, model sites, and `inspect`."""
     facts = {

@@ -33,7 +33,8 @@ def check_access(config: TrainJobConfig, policy: AccessPolicy, host: Host) -> No
     A path is accepted below one of the policy's roots, below one of the host's own folders, or when the host lists it;
     with `hide_paths` the roots do not count. Raises AccessError, or ConfigError for a name.
     """
-    check_name(config.name)
+    for name in (config.name, *(word for word in config.new_words if word != config.name)):
+        check_name(name)
     listed = {model.path.resolve() for model in host.base_models()}
     for named in named_paths(config):
         path = _resolved(named)
@@ -90,8 +91,19 @@ def named_paths(config: TrainJobConfig) -> Iterator[NamedPath]:
     start_from = getattr(config.method, "start_from", "")
     if start_from:
         yield NamedPath("method.start_from", Path(start_from), holds_weights=True)
+    yield from _embedding_files(config)
     if is_template_path(dataset.caption_template):
         yield NamedPath("dataset.caption_template", Path(dataset.caption_template).expanduser())
+
+
+def _embedding_files(config: TrainJobConfig) -> Iterator[NamedPath]:
+    method = config.method
+    files = {"method.embedding_start_from": getattr(method, "embedding_start_from", "")}
+    for index, word in enumerate(getattr(method, "further_words", ())):
+        files[f"method.further_words[{index}].start_from"] = word.start_from
+    for setting, path in files.items():
+        if path:
+            yield NamedPath(setting, Path(path), holds_weights=True)
 
 
 def is_template_path(template: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,10 +61,12 @@ def captions_of(
 
 
 def _new_tokens(config: TrainJobConfig, tokenizer: PromptTokenizer) -> dict[str, list[int]]:
-    """The placeholder as the training will attach it."""
-    num_vectors = getattr(config.method, "vectors_per_token", 0)
-    first = tokenizer.num_vocabulary
-    return {config.trigger_word: list(range(first, first + num_vectors))} if num_vectors else {}
+    """The words as the training will attach them."""
+    tokens, first = {}, tokenizer.num_vocabulary
+    for word, num_vectors in config.new_words.items():
+        tokens[word] = list(range(first, first + num_vectors))
+        first += num_vectors
+    return tokens
 
 
 def caption_warnings(
@@ -71,21 +74,33 @@ def caption_warnings(
 ) -> list[str]:
     """Captions that are empty, that go on beyond one chunk or that lack the job's word; and whether they change."""
     names = [example.name for example in dataset.examples]
-    word = tokenizer.tokenize(config.trigger_word)
+    words = {word: tokenizer.tokenize(word) for word in (config.new_words or [config.trigger_word])}
     texts = list(zip(names, captions.texts, strict=True))
-    without = [name for name, text in texts if text and not contains(tokenizer.tokenize(text), word)]
+    present = [_words_in(tokenizer.tokenize(text), words) for text in captions.texts]
+    without = [name for (name, text), found in zip(texts, present, strict=True) if text and not found]
+    unused = [word for word in words if len(words) > 1 and word not in set().union(*present)]
     may_be_dropped = config.dataset.caption_dropout_rate > 0
     found = {
         "Without any caption": [name for name, text in texts if not (text or may_be_dropped)],
         "With captions of more than 75 tokens, which are read in several parts like long prompts": [
             name for name, chunks in zip(names, captions.chunks, strict=True) if len(chunks) > 1
         ],
-        f"With captions that lack the word {config.trigger_word!r}, so that they do not teach it": without,
+        f"With captions that lack {_listed(words)}, so that they do not teach it": without,
     }
     warnings = [f"{what}: {_named(names)}." for what, names in found.items() if names]
+    warnings += [f"No caption has the word {word!r}, so that its vectors learn nothing." for word in unused]
     if not maker.is_constant:
         warnings.append("Captions change each time they are used; those of the first epoch are shown.")
     return warnings
+
+
+def _words_in(ids: Sequence[int], words: Mapping[str, Sequence[int]]) -> set[str]:
+    return {word for word, its_ids in words.items() if contains(ids, its_ids)}
+
+
+def _listed(words: Iterable[str]) -> str:
+    quoted = [repr(word) for word in words]
+    return f"the word {quoted[0]}" if len(quoted) == 1 else f"each of the words {', '.join(quoted)}"
 
 
 def _named(names: list[str]) -> str:

@@ -157,6 +157,9 @@ class TrainMethod(ABC):
         """Suffix of the result file."""
         return ".safetensors"
 
-    def names_beside(self, output_name: str) -> tuple[tuple[str, str], ...]:
-        """(file name, artefact kind) of each further file that `export` writes with the result `output_name`."""
+    def names_beside(self, output_name: str, placeholder: str) -> tuple[tuple[str, str], ...]:
+        """(file name, artefact kind) of each further file that `export` writes with the final result `output_name`.
+
+        `placeholder` is the word the result is called by.
+        """
         return ()

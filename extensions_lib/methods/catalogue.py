@@ -8,9 +8,19 @@ import torch
 
 from ..config.blocks import parse_block_values
 from ..config.job import OutputConfig
-from ..config.methods import BLOCK_RANKS, BLOCK_RATES, LoraConfig, MethodConfig, TextualInversionConfig
+from ..config.methods import (
+    BLOCK_RANKS,
+    BLOCK_RATES,
+    LoraConfig,
+    MethodConfig,
+    PivotalConfig,
+    TextualInversionConfig,
+)
+from ..config.words import EmbeddingConfig
 from .base import TrainMethod
 from .lora import Lora
+from .new_words import NewWord
+from .pivotal import Pivotal
 from .textual_inversion import TextualInversion
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -28,7 +38,31 @@ def _textual_inversion(config: TextualInversionConfig, output: OutputConfig) -> 
         start_from=_path(config.start_from),
         max_norm_ratio=config.max_norm_ratio,
         file_format=output.file_format,
+        further=_further(config),
+        relative_learning_rate=config.relative_learning_rate,
+        is_negative=config.is_negative,
     )
+
+
+def _further(config: EmbeddingConfig) -> tuple[NewWord, ...]:
+    return tuple(
+        NewWord(each.word, each.vectors_per_token, each.initializer_text, _path(each.start_from))
+        for each in config.further_words
+    )
+
+
+def _pivotal(config: PivotalConfig, output: OutputConfig) -> Pivotal:
+    embedding = TextualInversion(
+        vectors_per_token=config.vectors_per_token,
+        initializer_text=config.initializer_text,
+        start_from=_path(config.embedding_start_from),
+        max_norm_ratio=config.max_norm_ratio,
+        further=_further(config),
+        relative_learning_rate=config.relative_learning_rate,
+        learning_rate=config.embedding_learning_rate,
+        train_share=config.embedding_until,
+    )
+    return Pivotal(_lora(config, output), embedding, _path(config.start_from), config.embedding_files)
 
 
 def _lora(config: LoraConfig, output: OutputConfig) -> Lora:
@@ -63,4 +97,4 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-_METHODS = {"textual_inversion": _textual_inversion, "lora": _lora}
+_METHODS = {"textual_inversion": _textual_inversion, "lora": _lora, "pivotal": _pivotal}

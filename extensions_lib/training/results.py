@@ -44,7 +44,7 @@ def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Pa
 
     Raises OutputError.
     """
-    beside = [path_beside(config, *named).parent for named in method.names_beside(config.name)]
+    beside = [path_beside(config, *named).parent for named in method.names_beside(config.name, config.trigger_word)]
     for folder in dict.fromkeys([Path(config.output.folder), *beside]):
         _check_writable(folder, config.name)
     if not config.output.overwrite:
@@ -65,7 +65,7 @@ def _check_writable(folder: Path, name: str) -> None:
 
 def check_names(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
     """Raises OutputError when a result of another run has one of the names this job will use; writes nothing."""
-    beside = [path_beside(config, *named) for named in method.names_beside(config.name)]
+    beside = [path_beside(config, *named) for named in method.names_beside(config.name, config.trigger_word)]
     foreign = [path for path in beside if path.exists() and path not in own]
     folder = Path(config.output.folder)
     final = result_path(config, method, None)

@@ -24,7 +24,7 @@ NOT_SHOWN = {"job.schema_version", "job.preset", "output.folder", "output.runs_f
 # On the upper part of the page, and not among the start values.
 ESSENTIAL = ("job.name", "job.base_model", "dataset.folder", "dataset.trigger_word")
 PATHS = {"job.base_model", "job.vae", "dataset.folder", "dataset.validation_folder", *(
-    f"{kind}.start_from" for kind in METHOD_CONFIGS)}  # fmt: skip
+    f"{kind}.start_from" for kind in METHOD_CONFIGS), "pivotal.embedding_start_from"}  # fmt: skip
 PROMPTS = "preview.prompts"
 PROMPT_SECTION = "prompt"
 WITHOUT_TRIGGER_WORD = ("textual_inversion",)
@@ -38,15 +38,16 @@ Shown = str | float | bool | None
 
 @dataclass(frozen=True)
 class Field:
-    """One control: a setting and where it stands in a job table. `method` is the kind it belongs to; '': to all.
+    """One control: a setting and where it stands in a job table.
 
-    `section` is 'job', 'dataset', ..., a method kind, or 'prompt' for what all preview prompts share.
+    `methods` are the kinds it belongs to: several where one method has the settings of another; none: to all.
+    `section` is 'job', 'dataset', ..., its first method kind, or 'prompt' for what all preview prompts share.
     """
 
     section: str
     path: tuple[str, ...]
     setting: Setting
-    method: str = ""
+    methods: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -109,7 +110,7 @@ class Field:
         """Whether a job of this method kind has the setting."""
         if self.key == "dataset.trigger_word":
             return kind not in WITHOUT_TRIGGER_WORD
-        return self.method in ("", kind)
+        return not self.methods or kind in self.methods
 
 
 def _types(kind: Any) -> tuple[Any, ...]:
@@ -125,8 +126,7 @@ def all_fields() -> tuple[Field, ...]:
 def _declared() -> Iterator[Field]:
     for setting in settings_of(TrainJobConfig):
         if setting.name == "method":
-            for kind, cls in METHOD_CONFIGS.items():
-                yield from (Field(kind, ("method", inner.name), inner, kind) for inner in settings_of(cls))
+            yield from _of_methods()
         elif dataclasses.is_dataclass(setting.type):
             for inner in settings_of(setting.type):
                 yield Field(setting.name, (setting.name, inner.name), inner)
@@ -135,6 +135,18 @@ def _declared() -> Iterator[Field]:
     for setting in settings_of(PreviewPrompt):
         if not setting.required:
             yield Field(PROMPT_SECTION, ("preview", "prompts"), setting)
+
+
+def _of_methods() -> Iterator[Field]:
+    """A setting that a method has from another's declaration has one control for both."""
+    kinds: dict[int, list[str]] = {}
+    declared = [(kind, inner) for kind, cls in METHOD_CONFIGS.items() for inner in settings_of(cls)]
+    for kind, setting in declared:
+        kinds.setdefault(id(setting.option), []).append(kind)
+    for kind, setting in declared:
+        methods = tuple(kinds[id(setting.option)])
+        if kind == methods[0]:
+            yield Field(kind, ("method", setting.name), setting, methods)
 
 
 def label_of(path: str, kind: str) -> str:
@@ -153,7 +165,7 @@ def shown_values(table: Mapping[str, Any]) -> dict[str, Shown]:
     """
     kind = table["method"]["kind"]
     full = merge(PRESETS[table.get("preset") or default_preset(kind)], table)
-    shared, lines = _prompt_lines(full.get("preview", {}).get("prompts", ()))
+    shared, lines = _prompt_lines(_prompts_setting(), full.get("preview", {}).get("prompts", ()))
     shown: dict[str, Shown] = {}
     for field in all_fields():
         if field.section == PROMPT_SECTION:
@@ -162,7 +174,7 @@ def shown_values(table: Mapping[str, Any]) -> dict[str, Shown]:
             shown[field.key] = lines
         else:
             missing = "" if field.setting.required else field.setting.default
-            known = full if field.method in ("", kind) else {}
+            known = full if field.applies_to(kind) or not field.methods else {}
             shown[field.key] = _shown(field, _look_up(known, field.path, missing))
     return shown
 
@@ -199,6 +211,8 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _shown(field: Field, value: Any) -> Shown:
+    if field.kind == "lines":
+        return "\n".join(_line(field.setting, entry) for entry in _tables(field.setting, value))
     if field.kind == "rate" and not isinstance(value, str):
         return repr(float(value)).replace("e-0", "e-")
     return value
@@ -206,6 +220,8 @@ def _shown(field: Field, value: Any) -> Shown:
 
 def _value(field: Field, shown: Shown) -> Any:
     """What a control shows, as the setting's value; what cannot be read stays as it is, for `codec.load` to name."""
+    if field.kind == "lines":
+        return _entries(field.setting, shown)
     types = _types(field.setting.type)
     if isinstance(shown, str):
         text = shown.strip()
@@ -226,18 +242,11 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _prompt_lines(prompts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+def _prompt_lines(setting: Setting, prompts: Sequence[Any]) -> tuple[dict[str, Any], str]:
     """What all prompts share, and a line for each: the prompt, or a JSON table where it has settings of its own."""
-    entries = [{"prompt": entry} if isinstance(entry, str) else dict(entry) for entry in prompts]
-    defaults = {setting.name: setting.default for setting in settings_of(PreviewPrompt) if not setting.required}
-    full = [{**defaults, **entry} for entry in entries]
-    shared = {name: full[0][name] for name in defaults} if full else {}
-    lines = []
-    for entry in full:
-        own = {name: value for name, value in entry.items() if name != "prompt" and value != shared.get(name)}
-        plain = not own and not entry["prompt"].lstrip().startswith("{") and "\n" not in entry["prompt"]
-        lines.append(entry["prompt"] if plain else json.dumps({"prompt": entry["prompt"], **own}, ensure_ascii=False))
-    return shared, "\n".join(lines)
+    full = _tables(setting, prompts)
+    shared = {name: full[0][name] for name in _defaults(setting)} if full else {}
+    return shared, "\n".join(_line(setting, entry, shared) for entry in full)
 
 
 def _prompts(shown: Mapping[str, Shown]) -> list[dict[str, Any]]:
@@ -248,19 +257,53 @@ def _prompts(shown: Mapping[str, Shown]) -> list[dict[str, Any]]:
             value = _value(field, shown[field.key])
             if value != field.setting.default:
                 shared[field.setting.name] = value
-    lines = [line.strip() for line in str(shown[PROMPTS] or "").splitlines()]
-    entries = [_entry(line) for line in lines if line]
+    entries = _entries(_prompts_setting(), shown[PROMPTS])
     if not entries and shared:
         entries = [{"prompt": "[name]"}]
     return [{**shared, **entry} for entry in entries]
 
 
-def _entry(line: str) -> dict[str, Any]:
+def _prompts_setting() -> Setting:
+    return next(field.setting for field in all_fields() if field.key == PROMPTS)
+
+
+def _defaults(setting: Setting) -> dict[str, Any]:
+    """What the entries of a list setting have when they do not say."""
+    return {inner.name: inner.default for inner in settings_of(setting.option.item) if not inner.required}
+
+
+def _tables(setting: Setting, entries: Sequence[Any]) -> list[dict[str, Any]]:
+    """The entries of a list setting with everything filled in."""
+    tables = [setting.option.of_line(entry) if isinstance(entry, str) else entry for entry in entries]
+    return [{**_defaults(setting), **table} for table in tables]
+
+
+def _line(setting: Setting, entry: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> str:
+    """An entry as people type it; as a JSON table where a line of text would say something else.
+
+    `shared` is what an entry has when it does not say, in place of the defaults.
+    """
+    common = _defaults(setting) if shared is None else shared
+    line = setting.option.to_line(entry)
+    is_plain = line == line.strip() and len(line.splitlines()) == 1 and not line.startswith("{")
+    if is_plain and {**common, **setting.option.of_line(line)} == entry:
+        return line
+    own = {name: value for name, value in entry.items() if name not in common or value != common[name]}
+    return json.dumps(own, ensure_ascii=False)
+
+
+def _entries(setting: Setting, shown: Shown) -> list[dict[str, Any]]:
+    """The tables of what was typed into a list setting, one a line."""
+    lines = [line.strip() for line in str(shown or "").splitlines()]
+    return [_entry(setting, line) for line in lines if line]
+
+
+def _entry(setting: Setting, line: str) -> dict[str, Any]:
     if line.startswith("{"):
         try:
             table = json.loads(line)
         except ValueError:
-            return {"prompt": line}
+            return setting.option.of_line(line)
         if isinstance(table, dict):
             return table
-    return {"prompt": line}
+    return setting.option.of_line(line)

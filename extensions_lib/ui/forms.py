@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from .fields import PROMPT_SECTION, PROMPTS, Field, Shown, all_fields
-from .wording import SECTIONS
+from .fields import PROMPT_SECTION, Field, Shown, all_fields
+from .wording import EXAMPLES, SECTIONS
 
 FIELDS_PER_ROW = 2
 
@@ -25,7 +25,7 @@ class Form:
         self._kind = kind
         self._hide_paths = hide_paths
         self._components: dict[str, Any] = {}
-        self.groups: dict[str, Any] = {}
+        self.groups: dict[tuple[str, ...], Any] = {}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Form:
 
     def add(self, field: Field, **more: Any) -> Any:
         """Make a field's control here."""
-        visible = field.applies_to(self._kind) if not field.method else True
+        visible = field.applies_to(self._kind) if not field.methods else True
         visible = visible and not (field.is_path and self._hide_paths)
         common = {"label": field.label, "info": field.info, "elem_id": field.elem_id, "visible": visible, **more}
         return self.put(field, _component(field, self._shown[field.key], common))
@@ -59,11 +59,12 @@ class Form:
             if section != "method":
                 self._fields(section, [field for field in _rest() if field.section in _sections_of(section)])
                 return
-            for kind in dict.fromkeys(field.method for field in all_fields() if field.method):
-                group = gr.Column(visible=kind == self._kind, elem_id=f"train_studio_group_{kind}")
-                self.groups[kind] = group
+            for kinds in dict.fromkeys(field.methods for field in all_fields() if field.methods):
+                name = "_".join(kinds)
+                group = gr.Column(visible=self._kind in kinds, elem_id=f"train_studio_group_{name}")
+                self.groups[kinds] = group
                 with group:
-                    self._fields(kind, [field for field in _rest() if field.method == kind])
+                    self._fields(name, [field for field in _rest() if field.methods == kinds])
 
     def _fields(self, section: str, fields: Sequence[Field]) -> None:
         self._rows(field for field in fields if not _is_advanced(field))
@@ -98,8 +99,8 @@ class Form:
         return found
 
     def group_updates(self, kind: str) -> list[Any]:
-        """An update for every method's group: only the chosen one is visible."""
-        return [gr.update(visible=each == kind) for each in self.groups]
+        """An update for every group of methods: only those of the chosen one are visible."""
+        return [gr.update(visible=kind in kinds) for kinds in self.groups]
 
 
 def field_of(key: str) -> Field:
@@ -132,6 +133,6 @@ def _component(field: Field, value: Shown, common: Mapping[str, Any]) -> Any:
         return gr.Checkbox(value=bool(value), **common)
     if field.kind == "number":
         return gr.Number(value=value, **common)
-    if field.key == PROMPTS:
-        return gr.Textbox(value=value, lines=2, max_lines=8, placeholder="a photo of [name]", **common)
+    if field.kind == "lines":
+        return gr.Textbox(value=value, lines=2, max_lines=8, placeholder=EXAMPLES.get(field.setting.name), **common)
     return gr.Textbox(value=value, **{"max_lines": 1, **common})

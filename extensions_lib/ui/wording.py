@@ -24,6 +24,7 @@ PURPOSES = {
     "embedding_subject": "Person, character, object",
     "embedding_style": "Style",
     "embedding_quick_look": "Quick look",
+    "pivotal_character": "Person, character, object",
     "embedding_webui": "As the WebUI's own Train tab does it",
 }
 SECTIONS = {
@@ -49,7 +50,15 @@ LABELS = {
     "dataset.use_alpha_masks": "Use transparency as a mask",
     "dataset.unmasked_weight": "Weight of the transparent part",
     "dataset.background_color": "Background colour",
+    "textual_inversion.is_negative": "Negative embedding",
+    "textual_inversion.further_words": "Further words, one a line",
+    "textual_inversion.relative_learning_rate": "Learning rate relative to the model's own words",
     "textual_inversion.start_from": "Embedding to go on from",
+    "pivotal.embedding_learning_rate": "Learning rate of the vectors",
+    "pivotal.embedding_until": "Train the vectors until",
+    "pivotal.embedding_files": "Where the words are written",
+    "pivotal.start_from": "LoRA with a word to go on from",
+    "pivotal.embedding_start_from": "Embedding for its word to go on from",
     "lora.start_from": "LoRA to go on from",
     "lora.alpha": "Alpha",
     "lora.train_text_encoder": "Train the text encoder too",
@@ -81,6 +90,8 @@ LABELS = {
     "output.preferred_weight": "Weight on the card",
     "output.include_captions": "Write tag counts into the file",
 }
+# What a list, one entry a line, shows while it is empty.
+EXAMPLES = {"prompts": "a photo of [name]", "further_words": "zhat: 4, red hat"}
 PREVIEW_PROMPTS_TEXT = (
     "[name] becomes the trigger word. Empty: one picture of '[name]'. A line such as "
     '{"prompt": "a [name]", "seed": 3} has settings of its own.'

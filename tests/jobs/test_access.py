@@ -34,7 +34,11 @@ def table(allowed: Path) -> dict[str, Any]:
             "validation_folder": str(allowed / "more"),
             "caption_template": str(allowed / "template.txt"),
         },
-        "method": {"kind": "lora", "start_from": str(allowed / "old.safetensors")},
+        "method": {
+            "kind": "pivotal",
+            "start_from": str(allowed / "old.safetensors"),
+            "embedding_start_from": str(allowed / "word.safetensors"),
+        },
         "output": {
             "folder": str(allowed / "out"),
             "lora_folder": str(allowed / "loras"),
@@ -56,7 +60,8 @@ def check(table: dict[str, Any], host: Any, policy: AccessPolicy) -> None:
 
 SETTINGS = (
     "base_model", "vae", "dataset.folder", "dataset.validation_folder", "dataset.caption_template",
-    "method.start_from", "output.folder", "output.lora_folder", "output.embedding_folder", "output.runs_folder",
+    "method.start_from", "method.embedding_start_from",
+    "output.folder", "output.lora_folder", "output.embedding_folder", "output.runs_folder",
 )  # fmt: skip
 
 
@@ -164,3 +169,18 @@ def test_names_that_are_no_file_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["cat", "my cat v1.5", "Käse-猫", "console"])
 def test_plain_names_are_accepted(name: str) -> None:
     check_name(name)
+
+
+def test_statement_32_further_words_name_files_too(table: dict[str, Any], allowed: Path, recording_host: Any) -> None:
+    policy = AccessPolicy(roots=(allowed,))
+    inside, outside = str(allowed / "hat.safetensors"), str(allowed.parent / "hat.safetensors")
+    for path, is_accepted in ((inside, True), (outside, False)):
+        words = [{"word": "zbag"}, {"word": "zhat", "start_from": path}]
+        named = merge(table, {"method": {"further_words": words}})
+        if is_accepted:
+            check(named, recording_host, policy)
+            continue
+        with pytest.raises(AccessError, match=r"method.further_words\[1\].start_from is .*outside"):
+            check(named, recording_host, policy)
+    with pytest.raises(ConfigError, match="accepted are plain file names"):
+        check(merge(table, {"method": {"further_words": ["con"]}}), recording_host, policy)

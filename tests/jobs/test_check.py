@@ -142,6 +142,20 @@ def test_tokens_are_those_the_text_encoder_gets(job, check, method, practice_mod
     assert any("more than 75 tokens" in warning for warning in report.warnings)
 
 
+def test_several_words_are_looked_for_in_the_captions(job, check, pictures: Path) -> None:
+    (pictures / "1.txt").write_text("a zhat", encoding="utf-8")
+    (pictures / "2.txt").write_text("nothing", encoding="utf-8")
+    words = ["zhat: 2", "zbag"]
+    report = check(job(method={**EMBEDDING, "further_words": words}, dataset={"caption_template": "[filewords]"}))
+    assert [warning for warning in report.warnings if "aption" in warning] == [
+        "With captions that lack each of the words 'zbadge', 'zhat', 'zbag', so that they do not teach it: "
+        "1 picture (2.png).",
+        "No caption has the word 'zbag', so that its vectors learn nothing.",
+    ]
+    assert report.pictures[1].chunks == (("a", "zhat 1/2", "zhat 2/2"),)
+    assert report.num_parameters == (3 + 2 + 4) * 32
+
+
 def test_what_is_no_word_is_marked(job, check) -> None:
     report = check(job(dataset={"caption_template": "[name] <lora:other:1>, [filewords]"}))
     assert {picture.left_out for picture in report.pictures} == {("<lora:other:1>",)}

@@ -32,11 +32,11 @@ WORD = {"word": torch.ones(1, 4)}
 class LoraWithWord(Lora):
     """A LoRA that writes an embedding, and a note without a kind, with every result."""
 
-    def names_beside(self, output_name: str) -> tuple[tuple[str, str], ...]:
+    def names_beside(self, output_name: str, placeholder: str) -> tuple[tuple[str, str], ...]:
         return ((f"{output_name}-word.safetensors", "embedding"), (f"{output_name}.yaml", ""))
 
     def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
-        (word, _), (note, _) = self.names_beside(info.output_name)
+        (word, _), (note, _) = self.names_beside(info.output_name, "")
         beside = (ExportedFile(word, "embedding", WORD, verify=read_tensors), ExportedFile(note, payload=b"a: 1"))
         return dataclasses.replace(super().export(trainable, info), beside=beside)
 

@@ -55,6 +55,31 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": {"kind": "textual_inversion", "vectors_per_token": 2, "initializer_text": "red"},
         "optimizer": {"learning_rate": 5e-2},
     },
+    "textual inversion of two words": {
+        "method": {
+            "kind": "textual_inversion",
+            "vectors_per_token": 2,
+            "initializer_text": "red",
+            "relative_learning_rate": 1.0,
+            "further_words": [{"word": "zhat", "vectors_per_token": 1, "initializer_text": "blue"}],
+        },
+        "dataset": {"caption_template": "[filewords] with a zhat"},
+    },
+    "pivotal": {
+        "method": {
+            "kind": "pivotal",
+            "rank": 4,
+            "alpha": 4.0,
+            "vectors_per_token": 2,
+            "initializer_text": "red",
+            "embedding_learning_rate": 5e-2,
+            "embedding_until": 0.5,
+            "embedding_files": "both",
+            "further_words": ["zhat: 1, blue"],
+        },
+        "optimizer": {"learning_rate": 3e-3},
+        "dataset": {"caption_template": "[filewords] with a zhat"},
+    },
 }
 
 

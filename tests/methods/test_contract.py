@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from extensions_lib.formats.metadata import ArtefactInfo
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 from extensions_lib.methods.base import Trainable, TrainMethod
 from extensions_lib.methods.lora import Lora
+from extensions_lib.methods.new_words import NewWord
+from extensions_lib.methods.pivotal import Pivotal
 from extensions_lib.methods.textual_inversion import TextualInversion
 from extensions_lib.models.bundle import ModelBundle
 from extensions_lib.models.load import load_bundle, outline_bundle
@@ -32,6 +35,13 @@ METHODS = {
     "dora of a lokr": Lora(algorithm="lokr", rank=2, dora=True, layers="attention"),
     "full difference of everything": Lora(algorithm="full", layers="full", train_norms=True, train_text_encoder=True),
     "textual inversion": TextualInversion(vectors_per_token=3, initializer_text="red circle"),
+    "textual inversion of two words": TextualInversion(
+        initializer_text="badge", further=(NewWord("red background", 2, "blue"),)
+    ),
+    "pivotal": Pivotal(
+        Lora(rank=2, alpha=1.0, dtype=torch.float32),
+        TextualInversion(vectors_per_token=2, initializer_text="badge", further=(NewWord("background", 1, "blue"),)),
+    ),
 }
 
 SIZES = torch.tensor([[64, 64, 0, 0, 64, 64]])
@@ -140,23 +150,32 @@ def test_state_comes_back(shared_bundle: ModelBundle, method: TrainMethod) -> No
 
 
 def written(method: TrainMethod, trainable: Trainable, folder: Path) -> Path:
+    """The result of `trainable` with the files beside it, these verified as they ask for it."""
     exported = method.export(trainable, ArtefactInfo(output_name="zbadge", steps=3))
+    assert [(file.name, file.kind) for file in exported.beside] == list(method.names_beside("zbadge", "zbadge"))
+    for file in exported.beside:
+        file.verify(write_atomic(folder / file.name, file.tensors, file.metadata))
     return write_atomic(folder / "zbadge.safetensors", exported.tensors, exported.metadata)
+
+
+def started_from(method: TrainMethod, path: Path) -> TrainMethod:
+    """`method` going on from a result at `path`, further words from the files beside it."""
+    if isinstance(method, TextualInversion):
+        further = [dataclasses.replace(w, start_from=path.with_name(f"{w.word}.safetensors")) for w in method.further]
+        return dataclasses.replace(method, start_from=path, further=tuple(further))
+    return dataclasses.replace(method, start_from=path)
 
 
 def test_written_file_is_verified_and_starts_the_same_model(
     shared_bundle: ModelBundle, method: TrainMethod, tmp_path: Path
 ) -> None:
-    import dataclasses
-
     precise = dataclasses.replace(method, dtype=torch.float32) if isinstance(method, Lora) else method
     with precise.attach(shared_bundle, "zbadge", generator()) as trainable:
         path = written(precise, moved(trainable), tmp_path)
-        assert precise.verify(path, trainable, shared_bundle).num_modules == len(trainable.groups) or isinstance(
-            method, Lora
-        )
+        num_modules = precise.verify(path, trainable, shared_bundle).num_modules
+        assert num_modules == len(trainable.groups) if method.artefact_kind == "embedding" else num_modules > 0
         expected = outcome(shared_bundle, trainable.tokens)
-    resumed = dataclasses.replace(precise, start_from=path)
+    resumed = started_from(precise, path)
     with resumed.attach(shared_bundle, "zbadge", generator(7)) as trainable:
         found = outcome(shared_bundle, trainable.tokens)
     assert torch.equal(found[1], expected[1])

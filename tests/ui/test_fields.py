@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def test_every_declared_setting_has_a_control_or_is_decided_elsewhere() -> None:
     for kind, cls in METHOD_CONFIGS.items():
         declared |= {f"{kind}.{inner.name}" for inner in settings_of(cls)}
     shown = {key for key in BY_KEY if not key.startswith("prompt.")}
+    shown |= {f"{kind}.{field.setting.name}" for field in all_fields() for kind in field.methods}
     assert declared - shown == fields.NOT_SHOWN
     assert shown - declared == set()
 
@@ -179,3 +181,48 @@ def test_every_preset_and_section_has_its_words() -> None:
     assert set(LABELS) <= set(BY_KEY)
     kinds = [[PURPOSES[name] for name in PRESETS if PRESETS[name]["method"]["kind"] == kind] for kind in METHOD_CONFIGS]
     assert all(len(labels) == len(set(labels)) for labels in kinds)
+
+
+def test_a_method_with_the_settings_of_another_has_its_controls() -> None:
+    """A LoRA with a word is a LoRA: one control for the rank serves both, and labels stay unique."""
+    assert BY_KEY["lora.rank"].methods == ("lora", "pivotal")
+    assert BY_KEY["textual_inversion.vectors_per_token"].methods == ("textual_inversion", "pivotal")
+    assert "pivotal.rank" not in BY_KEY
+    assert {BY_KEY[f"{kind}.start_from"].methods for kind in ("lora", "pivotal")} == {("lora",), ("pivotal",)}
+    shown = shown_values({"preset": "", "method": {"kind": "pivotal", "rank": 7, "start_from": "x"}, **GIVEN})
+    assert (shown["lora.rank"], shown["pivotal.start_from"], shown["lora.start_from"]) == (7, "x", "")
+    assert label_of("method.rank", "pivotal") == "Rank"
+    table = read_values(shown, "pivotal", "pivotal_character")
+    assert table["method"] == {"kind": "pivotal", "rank": 7, "start_from": "x"}
+
+
+WORDS = [
+    ("zhat", {"word": "zhat"}),
+    ("zhat: 2", {"word": "zhat", "vectors_per_token": 2}),
+    ("zhat: red hat", {"word": "zhat", "initializer_text": "red hat"}),
+    ("big zhat:2,red, old hat ", {"word": "big zhat", "vectors_per_token": 2, "initializer_text": "red, old hat"}),
+    ('{"word": "zhat", "start_from": "hat.pt"}', {"word": "zhat", "start_from": "hat.pt"}),
+]
+
+
+@pytest.mark.parametrize(("line", "entry"), WORDS)
+def test_further_words_are_one_a_line(line: str, entry: dict[str, Any]) -> None:
+    shown = shown_values({"preset": "", "method": {"kind": "textual_inversion"}, **GIVEN})
+    assert shown["textual_inversion.further_words"] == ""
+    shown |= {"textual_inversion.further_words": f"\n {line}\n\nother: 3\n"}
+    table = read_values(shown, "textual_inversion", "embedding_subject")
+    assert table["method"]["further_words"] == [entry, {"word": "other", "vectors_per_token": 3}]
+
+
+def test_further_words_come_back_as_they_were() -> None:
+    words = [entry for _, entry in WORDS[:-1]]
+    words = [{**entry, "word": f"{entry['word']}{index}"} for index, entry in enumerate(words)]
+    words += [{"word": "c", "initializer_text": "3, two"}, {"word": "d", "start_from": "C:\\hat.pt"}]
+    method = {"kind": "textual_inversion", "further_words": words}
+    config = load({**GIVEN, "method": method})
+    assert load(round_trip(dump(config))) == config
+    lines = shown_values(dump(config))["textual_inversion.further_words"].splitlines()
+    assert lines[:4] == ["zhat0: 4", "zhat1: 2", "zhat2: 4, red hat", "big zhat3: 2, red, old hat"]
+    assert json.loads(lines[5]) == {"word": "d", "start_from": "C:\\hat.pt"}
+    as_text = {**GIVEN, "method": {"kind": "textual_inversion", "further_words": ["zhat: 2, red hat"]}}
+    assert load(as_text).method.further_words[0].initializer_text == "red hat"
