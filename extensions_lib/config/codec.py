@@ -70,6 +70,15 @@ def check_partial(table: Mapping[str, Any]) -> None:
     load(merge(_STAND_IN, table))
 
 
+def load_settings(cls: type, table: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass of settings from a table. Raises ConfigError with every mistake."""
+    problems: list[Problem] = []
+    loaded = _load_dataclass(cls, table, "", problems)
+    if problems:
+        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
+    return loaded
+
+
 def dump(config: Any) -> dict[str, Any]:
     """Settings as a table that `load` accepts, defaults filled in."""
     return _plain(dataclasses.asdict(config))

@@ -9,6 +9,7 @@ from typing import Any
 
 from .field import Setting, settings_of
 from .job import TrainJobConfig
+from .merge import MergeConfig, MergeModel
 from .methods import METHOD_CONFIGS
 from .presets import PRESETS, default_preset
 
@@ -32,6 +33,8 @@ def _sections() -> Iterator[tuple[str, type, str]]:
             for inner in settings_of(setting.type):
                 if inner.option.item is not None:
                     yield f"Entries of {setting.name}.{inner.name}", inner.option.item, ""
+    yield "Merge", MergeConfig, ""
+    yield "Entries of models", MergeModel, ""
 
 
 def _table(cls: type, prefix: str) -> str:

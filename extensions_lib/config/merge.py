@@ -1,0 +1,198 @@
+"""A merge of checkpoints, as it stands in a merge file or on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, Problem
+from .codec import FORBIDDEN_IN_NAMES, load_settings, read_table
+from .field import option
+
+MERGE_SCHEMA_VERSION = 1
+MODEL_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PART_SOURCES = ("merge", "a", "b", "c", "d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """What is known of a merge formula without computing: `max_models` None for any number.
+
+    `inputs` is 'weights', or 'differences' where models after A count by what they changed in it. `settings` are the
+    settings of `MergeConfig` that it reads; `default_alpha`, `default_beta` fill in for empty ones.
+    """
+
+    title: str
+    help: str
+    min_models: int
+    max_models: int | None
+    inputs: str = "weights"
+    settings: tuple[str, ...] = ("alpha",)
+    default_alpha: str = "0.5"
+    default_beta: str = "0.25"
+
+
+def _many(title: str, help: str, *settings: str, min_models: int = 2) -> Formula:
+    return Formula(
+        title=title, help=help, min_models=min_models, max_models=None, inputs="differences",
+        settings=("alpha", *settings), default_alpha="1",
+    )  # fmt: skip
+
+
+FORMULAS: dict[str, Formula] = {
+    "weighted_sum": Formula(
+        title="Weighted sum", help="The mean of any number of models.", min_models=2, max_models=None,
+        settings=("alpha", "weight"),
+    ),
+    "add_difference": Formula(
+        title="Add difference", help="A + alpha (B - C): what B learned beyond C, put onto A.",
+        min_models=3, max_models=3, default_alpha="1",
+    ),
+    "triple_sum": Formula(
+        title="Triple sum", help="(1 - alpha - beta) A + alpha B + beta C.", min_models=3, max_models=3,
+        settings=("alpha", "beta"), default_alpha="0.25",
+    ),
+    "sum_twice": Formula(
+        title="Sum twice", help="A and B by alpha, then that and C by beta.", min_models=3, max_models=3,
+        settings=("alpha", "beta"),
+    ),
+    "train_difference": Formula(
+        title="Train difference", help="What B learned from C, put onto A as if A had been trained on it.",
+        min_models=3, max_models=3, default_alpha="1",
+    ),
+    "smooth_add": Formula(
+        title="Smooth add", help="Add difference without the difference's lone peaks.",
+        min_models=3, max_models=3, default_alpha="1",
+    ),
+    "cosine_a": Formula(
+        title="Cosine A", help="Where A and B are alike A stays, elsewhere B comes in; lengths left out.",
+        min_models=2, max_models=2,
+    ),
+    "cosine_b": Formula(
+        title="Cosine B", help="Where A and B are alike A stays, elsewhere B comes in.", min_models=2, max_models=2,
+    ),
+    "slerp": Formula(title="SLERP", help="From A to B along the arc between them.", min_models=2, max_models=2),
+    "ties": _many("TIES", "What fine-tunes of A changed most and agree on.", "weight", "density"),
+    "dare": _many("DARE", "What fine-tunes of A changed, thinned at random.", "weight", "density", "seed"),
+    "della": _many("DELLA", "As DARE; what changed more is kept more often.", "weight", "density", "epsilon", "seed"),
+    "breadcrumbs": _many("Breadcrumbs", "What fine-tunes of A changed, without extremes.", "weight", "density", "top"),
+    "model_stock": _many("Model stock", "The mean of fine-tunes of A, nearer to A the less they agree.", min_models=3),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeModel:
+    """One of the models."""
+
+    path: str = option(help="A checkpoint: .safetensors, .ckpt or .pt.")
+    weight: str = option(
+        "", help="weighted_sum: its share; of differences: its factor, empty for 1. Written as alpha is. None for A."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Everything a merged checkpoint is made from."""
+
+    schema_version: int = option(
+        MERGE_SCHEMA_VERSION, help="Version of this format.", min=1, max=MERGE_SCHEMA_VERSION, advanced=True
+    )
+    name: str = option(help="Name of the result.")
+    models: tuple[MergeModel, ...] = option(
+        help="A, B, C, ... in order; the result starts from A.", item=MergeModel, of_line=lambda path: {"path": path}
+    )
+    formula: str = option("weighted_sum", help="How they are combined.", choices=tuple(FORMULAS))
+    alpha: str = option(
+        "",
+        help="A number, 26 (SDXL: 20) block weights, or entries such as '0.5, IN04-IN08=0.2, attn2=1'; "
+        "empty: the formula's own.",
+    )
+    beta: str = option("", help="The second ratio of triple_sum and sum_twice, written as alpha is.")
+    density: float = option(0.5, help="Share of changes kept by ties, dare, della, breadcrumbs.", min=0.001, max=1.0)
+    epsilon: float = option(
+        0.15, help="della: how far the chance to be kept goes apart.", min=0.0, max=1.0, advanced=True
+    )
+    top: float = option(
+        0.01, help="breadcrumbs: share of the largest changes dropped.", min=0.0, max=0.999, advanced=True
+    )
+    seed: int = option(0, help="dare, della: another number, other changes kept.", min=0, max=2**53)
+    unet: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
+    text_encoder: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
+    vae: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
+    bake_vae: str = option("", help="A VAE file whose values replace the model's.")
+    discard: str = option(
+        "", help="Regular expression; tensors whose name it finds are left out of the result.", advanced=True
+    )
+    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
+    vae_dtype: str = option(
+        "keep", help="That of the VAE; keep: as it was.", choices=("keep", "fp16", "bf16", "fp32"), advanced=True
+    )
+    folder: str = option("outputs", help="Folder for the result; in a WebUI its checkpoint folder.")
+    overwrite: bool = option(False, help="Replace a file of the same name.")
+
+    def problems(self) -> list[Problem]:
+        """Mistakes that only several settings together make."""
+        return [*_about_models(self), *_about_numbers(self), *_about_names(self)]
+
+
+def read_merge_file(path: Path) -> MergeConfig:
+    """The merge in a .toml or .json file. Raises ConfigError with every mistake."""
+    return load_merge(read_table(path))
+
+
+def load_merge(table: Mapping[str, Any]) -> MergeConfig:
+    """Settings from a table. Raises ConfigError with every mistake."""
+    config: MergeConfig = load_settings(MergeConfig, table)
+    if problems := config.problems():
+        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
+    return config
+
+
+def _about_models(config: MergeConfig) -> list[Problem]:
+    formula, count = FORMULAS[config.formula], len(config.models)
+    problems = []
+    if count < formula.min_models or (formula.max_models is not None and count > formula.max_models):
+        accepted = f"{formula.min_models}" if formula.max_models else f"{formula.min_models} or more"
+        problems.append(Problem("models", f"are {count}; {config.formula} takes {accepted}"))
+    weights = [model.weight for model in config.models]
+    if "weight" not in formula.settings and any(weights):
+        problems.append(Problem("models", f"have weights, which {config.formula} does not use; set alpha"))
+    elif weights[:1] not in ([], [""]):
+        problems.append(Problem("models[0].weight", f"is {weights[0]!r}; A gets what the others leave, leave it empty"))
+    elif config.formula == "weighted_sum" and count > 2 and not all(weights[1:]):
+        problems.append(Problem("models", "need one weight each after A, because they are more than 2"))
+    if config.formula == "weighted_sum" and any(weights[1:]) and config.alpha:
+        problems.append(Problem("alpha", "is given beside weights of the models; give one of them"))
+    for part in ("unet", "text_encoder", "vae"):
+        source = getattr(config, part)
+        if source != "merge" and MODEL_LETTERS.index(source) >= count:
+            problems.append(Problem(part, f"is '{source}', but the models end with '{MODEL_LETTERS[count - 1]}'"))
+    return problems
+
+
+def _about_numbers(config: MergeConfig) -> list[Problem]:
+    problems = []
+    low, high = config.density - config.epsilon / 2, config.density + config.epsilon / 2
+    if config.formula == "della" and not (low > 0 and high <= 1):
+        bounds = f"{low:.4g} and {high:.4g}"
+        problems.append(
+            Problem("epsilon", f"is {config.epsilon}; density -+ epsilon / 2 is {bounds}, must be over 0 and at most 1")
+        )
+    if config.beta and "beta" not in FORMULAS[config.formula].settings:
+        problems.append(Problem("beta", f"is given, but {config.formula} has no second ratio; leave it empty"))
+    return problems
+
+
+def _about_names(config: MergeConfig) -> list[Problem]:
+    problems = []
+    name = config.name
+    if not name.strip(" .") or name != name.strip() or any(character in FORBIDDEN_IN_NAMES for character in name):
+        problems.append(Problem("name", f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}"))
+    try:
+        re.compile(config.discard)
+    except re.error as error:
+        problems.append(Problem("discard", f"is {config.discard!r}, which is no regular expression: {error}"))
+    return problems
