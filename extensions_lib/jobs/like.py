@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ def recipe_of_file(path: Path, *, num_pictures: int | None = None) -> Recipe:
     told = describe_file(path, with_hashes=False)
     metadata: Any = told["metadata"]
     return recipe_of_metadata(metadata, _seen(told), str(told["kind"]), num_pictures)
+
+
+def count_pictures(files: Iterable[Path]) -> int | None:
+    """How many of `files` are pictures; None when none is."""
+    from ..data.images import EXTENSIONS
+
+    return sum(path.suffix.lower() in EXTENSIONS for path in files) or None
 
 
 def _seen(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import gradio as gr
 
 from ..config.codec import dump
+from ..config.foreign.recipe import Recipe
 from ..config.job import TrainJobConfig
 from ..errors import AccessError, ConfigError, ExtensionError, Problem
 from ..jobs.manager import JobManager
@@ -18,7 +19,7 @@ from ..ports import Host
 from .compat import path_of
 from .fields import ESSENTIAL, Shown, all_fields, read_values, shown_values
 from .forms import Form
-from .messages import done_html, error_html
+from .messages import done_html, error_html, recipe_html
 from .presets import MINE, chosen, label_of_preset, start_values
 from .uploads import keep_uploads
 
@@ -121,17 +122,40 @@ class Handlers:
         try:
             text, start, table, keep = self._source(source)
         except ExtensionError as error:
-            untouched = 3 + len(self._form.groups) + len(self._form.keys)
-            return [error_html(error, kind), *(gr.update() for _ in range(untouched))]
+            return self._untouched(error_html(error, kind))
+        return self._filled(done_html(text), start, table, keep)
+
+    def _untouched(self, message: str) -> list[Any]:
+        untouched = 3 + len(self._form.groups) + len(self._form.keys)
+        return [message, *(gr.update() for _ in range(untouched))]
+
+    def _filled(self, message: str, start: str, table: Mapping[str, Any], keep: Sequence[str]) -> list[Any]:
         kind = table["method"]["kind"]
         return [
-            done_html(text),
+            message,
             gr.update(value=kind),
             kind,
             self._choices(kind, start),
             *self._form.group_updates(kind),
             *self._form.updates(self._shown(table), kind, keep=keep),
         ]
+
+    def like(self, kind: str, file: Any, path: str, pictures: Sequence[Any] | None, folder: str) -> list[Any]:
+        """Fill the form with the settings of an uploaded file or of the one at `path`; updates as of `load_source`.
+
+        The user's own pictures, dropped or in `folder`, are counted for settings that the file counts in epochs.
+        """
+        try:
+            recipe = self._recipe(file, path.strip(), pictures, folder.strip())
+            kind_there = recipe.table["method"]["kind"]
+            if kind_there in self._host.unusable_methods():
+                raise AccessError(self._host.unusable_methods()[kind_there], "Choose another file.")
+        except ExtensionError as error:
+            return self._untouched(error_html(error, kind))
+        start = label_of_preset(recipe.table.get("preset", ""), kind_there)
+        table, keep, base = self._with_base_model(recipe)
+        text = f"The form is filled in from {recipe.source}. What it does not say is as for '{start}'. {base}"
+        return self._filled(recipe_html(recipe, text.strip()), start, table, keep)
 
     def refresh(self, kind: str, start: str, base: str) -> list[Any]:
         """Updates of 'For' and the base checkpoints, which may have changed; choices that still exist stay."""
@@ -185,6 +209,41 @@ class Handlers:
             table = self._mine().load(name)
             return f"The start values '{name}' are in the form.", MINE + name, table, ESSENTIAL
         raise ConfigError([Problem("source", f"is {source!r}, accepted are run:ID and preset:NAME")])
+
+    def _recipe(self, file: Any, path: str, pictures: Sequence[Any] | None, folder: str) -> Recipe:
+        """What the file says. Raises ExtensionError."""
+        from ..jobs.access import check_file
+        from ..jobs.like import recipe_of_file
+
+        if not file and not path:
+            raise ConfigError([Problem("file", "is missing")], "Drop a file, or give its path.")
+        found = Path(path_of(file)) if file else check_file(path, self._host.access(), self._host)
+        return recipe_of_file(found, num_pictures=self._num_pictures(pictures, folder))
+
+    def _num_pictures(self, pictures: Sequence[Any] | None, folder: str) -> int | None:
+        """How many pictures were dropped or lie in `folder`; None when there is none, or it may not be looked at."""
+        from ..jobs.access import check_file
+        from ..jobs.like import count_pictures
+
+        if pictures or not folder:
+            return count_pictures(Path(path_of(each)) for each in pictures or ())
+        try:
+            place = check_file(folder, self._host.access(), self._host)
+        except ExtensionError:
+            return None
+        return count_pictures(place.rglob("*")) if place.is_dir() else None
+
+    def _with_base_model(self, recipe: Recipe) -> tuple[dict[str, Any], Sequence[str], str]:
+        """The table with the checkpoint of that name, if the host has one; which fields stay; what to say of it."""
+        name = PureWindowsPath(recipe.base_model).name
+        table = {key: value for key, value in recipe.table.items() if key != "base_model"}
+        if not name:
+            return table, ESSENTIAL, ""
+        for model in self._host.base_models():
+            if model.path.name == name or model.path.stem == name:
+                keep = [key for key in ESSENTIAL if key != "job.base_model"]
+                return {**table, "base_model": str(model.path)}, keep, f"Its base checkpoint {name} is chosen."
+        return table, ESSENTIAL, f"Its base checkpoint {name} is not in the list; choose one like it."
 
     def _submitted(self, config: TrainJobConfig) -> str:
         active = self._manager.active()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from ..config.foreign.recipe import Recipe
+from ..config.job_file import shown
 from ..errors import ConfigError, ExtensionError
 from .fields import label_of
 
@@ -11,6 +13,18 @@ from .fields import label_of
 def done_html(text: str) -> str:
     """A plain sentence."""
     return f'<div class="ts-message" role="status">{escape(text)}</div>'
+
+
+def recipe_html(recipe: Recipe, filled: str) -> str:
+    """What was taken from a file: `filled` says it in a sentence; then what does not map, and what does nearly."""
+    parts = [f"<p>{escape(filled)}</p>"]
+    for head, remarks in (("Not taken over", recipe.unmapped), ("Taken over about", recipe.approximated)):
+        items = "".join(
+            f"<li><code>{escape(each.name)}</code> = <code>{escape(shown(each.value))}</code>: {escape(each.text)}</li>"
+            for each in remarks
+        )
+        parts += [f"<strong>{head}:</strong><ul>{items}</ul>"] if items else []
+    return f'<div class="ts-message" role="status">{"".join(parts)}</div>'
 
 
 def error_html(error: ExtensionError, kind: str) -> str:

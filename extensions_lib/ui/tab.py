@@ -69,6 +69,7 @@ def build_tab(
         with gr.Row(elem_id="train_studio_columns"):
             with gr.Column(elem_id="train_studio_left", min_width=420):
                 job, message, check, train = _left(form, handlers, host, table, note)
+                like = _like_a_file(host.access().hide_paths)
                 mine = _my_start_values()
             with gr.Column(elem_id="train_studio_right", min_width=420):
                 report = _html("", "train_studio_report")
@@ -79,6 +80,7 @@ def build_tab(
         _connect_job(tab, handlers, form, job, (message, report, check, train))
         _connect_start_values(handlers, form, job, message, mine)
         _connect_load(handlers, form, job, message, (load_source, load_button))
+        _connect_like(handlers, form, job, message, like)
         if extras is not None:
             extras.connect_paste(infotext, paste)
     for component in tab.blocks.values():
@@ -162,6 +164,20 @@ def _base_model(form: Form, handlers: Handlers, host: Host) -> Any:
     return gr.Button("Refresh", elem_id="train_studio_refresh_lists", size="sm", scale=0, min_width=60)
 
 
+def _like_a_file(hide_paths: bool) -> tuple[Any, Any, Any]:
+    with gr.Accordion("Train like a file", open=False, elem_id="train_studio_like"):
+        file = gr.File(
+            label="A LoRA or embedding, a job file, a config of kohya's sd-scripts (.toml) or OneTrainer (.json)",
+            elem_id="train_studio_like_file",
+            height=110,
+        )
+        path = gr.Textbox(
+            label="Or its path", max_lines=1, visible=not hide_paths, elem_id="train_studio_like_path"
+        )
+        fill = gr.Button("Fill the form from it", elem_id="train_studio_like_fill")
+    return file, path, fill
+
+
 def _my_start_values() -> tuple[Any, Any, Any]:
     with gr.Accordion("My start values", open=False, elem_id="train_studio_mine"):
         name = gr.Textbox(
@@ -223,7 +239,17 @@ def _connect_start_values(
     delete.click(handlers.delete_mine, [job.method, job.start], [message, job.start], **QUICK)
 
 
+def _connect_like(handlers: Handlers, form: Form, job: _Job, message: Any, like: tuple[Any, Any, Any]) -> None:
+    file, path, fill = like
+    inputs = [job.method, file, path, job.files, form.component("dataset.folder")]
+    fill.click(handlers.like, inputs, _form_outputs(form, job, message), **QUICK)
+
+
+def _form_outputs(form: Form, job: _Job, message: Any) -> list[Any]:
+    """What is changed when the whole form is filled in, in the order of `Handlers.load_source`."""
+    return [message, job.method, job.shown_method, job.start, *form.groups.values(), *form.components]
+
+
 def _connect_load(handlers: Handlers, form: Form, job: _Job, message: Any, hidden: tuple[Any, Any]) -> None:
     source, button = hidden
-    outputs = [message, job.method, job.shown_method, job.start, *form.groups.values(), *form.components]
-    button.click(handlers.load_source, [job.method, source], outputs, **QUICK)
+    button.click(handlers.load_source, [job.method, source], _form_outputs(form, job, message), **QUICK)

@@ -2,97 +2,28 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import gradio as gr
 import pytest
 
 from extensions_lib.config.presets import PRESETS
-from extensions_lib.host.standalone import PRACTICE_TITLE, StandaloneHost, practice_job
-from extensions_lib.jobs.manager import JobManager
+from extensions_lib.host.standalone import PRACTICE_TITLE, practice_job
 from extensions_lib.jobs.submission import prepare_job
 from extensions_lib.jobs.user_presets import UserPresets
 from extensions_lib.ports import AccessPolicy
-from extensions_lib.ui.fields import all_fields, shown_values
-from extensions_lib.ui.forms import Form
-from extensions_lib.ui.handlers import THE_LOADED_ONE, Handlers
+from extensions_lib.ui.fields import all_fields
+from extensions_lib.ui.handlers import THE_LOADED_ONE
 from extensions_lib.ui.wording import PURPOSES
 
+from .pages import Page
+
 CHARACTER = "Person or character"
-
-
-class BusyHost(StandaloneHost):
-    """Somebody else computes until `free` is set."""
-
-    policy = AccessPolicy()
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.free = threading.Event()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        self.free.wait(60)
-        yield
-
-    def access(self) -> AccessPolicy:
-        return self.policy
-
-
-class Page:
-    """A form with its handlers, and what its controls show."""
-
-    def __init__(self, host: BusyHost) -> None:
-        self.host = host
-        self.manager = JobManager(host)
-        self.shown = shown_values({"preset": "lora_character", "method": {"kind": "lora"}})
-        with gr.Blocks(analytics_enabled=False):
-            self.form = Form(self.shown, "lora", hide_paths=False)
-            for field in all_fields():
-                if field.is_essential:
-                    self.form.add(field)
-            for section in ("method", "training", "optimizer", "dataset", "preview", "output"):
-                self.form.accordion(section)
-        self.handlers = Handlers(self.manager, host, self.form)
-
-    def values(self) -> list[Any]:
-        return [self.shown[key] for key in self.form.keys]
-
-    def take(self, updates: list[Any]) -> dict[str, Any]:
-        """Show what updates of all controls say, and return what changed."""
-        named = dict(zip(self.form.keys, updates, strict=True))
-        changed = {key: update["value"] for key, update in named.items() if "value" in update}
-        self.shown |= changed
-        return changed
 
 
 def dropped(folder: Path) -> list[SimpleNamespace]:
     """What gradio 3.41 hands to a handler for dropped files."""
     return [SimpleNamespace(name=str(path)) for path in sorted(folder.iterdir())]
-
-
-@pytest.fixture
-def page(tmp_path: Path, pictures: Path) -> Iterator[Page]:
-    page = Page(BusyHost(tmp_path / "studio"))
-    page.shown |= {
-        "job.name": "cat",
-        "job.base_model": PRACTICE_TITLE,
-        "dataset.folder": str(pictures),
-        "dataset.resolution_px": 64,
-        "training.max_train_steps": 1,
-        "preview.enabled": False,
-    }
-    yield page
-    for status in page.manager.statuses():
-        if status.state in ("queued", "preparing", "training"):
-            page.manager.ask(status.job_id, "discard")
-    page.host.free.set()
-    assert page.manager.wait_idle(60)
 
 
 def test_every_field_is_in_the_form(page: Page) -> None:
