@@ -30,7 +30,12 @@ class OutputConfig:
     )
     runs_folder: str = option("runs", help="Folder for run folders: state, events, previews.")
     overwrite: bool = option(False, help="Replace a result of the same name.")
-    dtype: str = option("fp16", help="Number format of a LoRA file.", choices=("fp16", "bf16", "fp32"), advanced=True)
+    dtype: str = option(
+        "fp16",
+        help="Number format of a LoRA or hypernetwork file.",
+        choices=("fp16", "bf16", "fp32"),
+        advanced=True,
+    )
     file_format: str = option(
         "safetensors",
         help="pt: an embedding the WebUI's own Train tab can go on from.",

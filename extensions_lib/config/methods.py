@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from .blocks import parse_block_values
 from .field import option
+from .hypernetwork import HypernetworkConfig
 from .words import EmbeddingConfig
 
 
@@ -132,8 +133,9 @@ METHOD_CONFIGS: dict[str, type] = {
     "textual_inversion": TextualInversionConfig,
     "lora": LoraConfig,
     "pivotal": PivotalConfig,
+    "hypernetwork": HypernetworkConfig,
 }
-MethodConfig = TextualInversionConfig | LoraConfig | PivotalConfig
+MethodConfig = TextualInversionConfig | LoraConfig | PivotalConfig | HypernetworkConfig
 
 
 def artefact_kind(method: str) -> str:

@@ -40,6 +40,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 4e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05},
         "training": {"num_samples": 600, "train_batch_size": 2, "loss_weighting": "min_snr"},
     },
+    "hypernetwork_style": {
+        "method": {"kind": "hypernetwork"},
+        # The rate of the WebUI's own Train tab; its 100000 steps are twenty times what one style needs.
+        "optimizer": {"learning_rate": 1e-5, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05, "weight_decay": 0.0},
+        "training": {"num_samples": 5000, "train_batch_size": 1},
+        "dataset": {"caption_template": "style_filewords"},
+    },
     "embedding_subject": {
         "method": {"kind": "textual_inversion", "vectors_per_token": 4},
         # Decay would pull the new vectors to zero, which no word of the model is near.

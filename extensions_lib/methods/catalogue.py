@@ -7,6 +7,12 @@ from pathlib import Path
 import torch
 
 from ..config.blocks import parse_block_values
+from ..config.hypernetwork import (
+    HypernetworkConfig,
+    parse_dropout_structure,
+    parse_layer_structure,
+    parse_widths,
+)
 from ..config.job import OutputConfig
 from ..config.methods import (
     BLOCK_RANKS,
@@ -17,7 +23,9 @@ from ..config.methods import (
     TextualInversionConfig,
 )
 from ..config.words import EmbeddingConfig
+from ..formats.hypernetwork import HypernetworkDesign
 from .base import TrainMethod
+from .hypernetwork import Hypernetwork
 from .lora import Lora
 from .new_words import NewWord
 from .pivotal import Pivotal
@@ -93,8 +101,31 @@ def _lora(config: LoraConfig, output: OutputConfig) -> Lora:
     )
 
 
+def _hypernetwork(config: HypernetworkConfig, output: OutputConfig) -> Hypernetwork:
+    sizes = parse_layer_structure(config.layer_structure)
+    design = HypernetworkDesign(
+        layer_structure=sizes,
+        activation=config.activation,
+        weight_init=config.weight_init,
+        layer_norm=config.layer_norm,
+        activate_output=config.activate_output,
+        dropout_structure=parse_dropout_structure(config.dropout_structure, len(sizes)),
+    )
+    return Hypernetwork(
+        design=design,
+        widths=parse_widths(config.widths),
+        start_from=_path(config.start_from),
+        dtype=DTYPES[output.dtype],
+    )
+
+
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-_METHODS = {"textual_inversion": _textual_inversion, "lora": _lora, "pivotal": _pivotal}
+_METHODS = {
+    "textual_inversion": _textual_inversion,
+    "lora": _lora,
+    "pivotal": _pivotal,
+    "hypernetwork": _hypernetwork,
+}

@@ -51,6 +51,14 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": {"kind": "lora", "algorithm": "full", "layers": "full", "train_norms": True},
         "optimizer": {"learning_rate": 1e-4},
     },
+    "hypernetwork": {
+        "method": {"kind": "hypernetwork", "dropout_structure": "0, 0.1, 0"},
+        "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.0},
+    },
+    "hypernetwork with layer norms": {
+        "method": {"kind": "hypernetwork", "layer_structure": "1, 1.5, 1", "layer_norm": True, "activation": "relu"},
+        "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.0},
+    },
     "textual inversion": {
         "method": {"kind": "textual_inversion", "vectors_per_token": 2, "initializer_text": "red"},
         "optimizer": {"learning_rate": 5e-2},

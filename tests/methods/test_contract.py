@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from extensions_lib.errors import FormatError, KeyMismatchError
+from extensions_lib.formats.atomic import write_bytes_atomic
+from extensions_lib.formats.hypernetwork import HypernetworkDesign
 from extensions_lib.formats.metadata import ArtefactInfo
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 from extensions_lib.methods.base import Trainable, TrainMethod
+from extensions_lib.methods.hypernetwork import Hypernetwork
 from extensions_lib.methods.lora import Lora
 from extensions_lib.methods.new_words import NewWord
 from extensions_lib.methods.pivotal import Pivotal
@@ -41,6 +44,11 @@ METHODS = {
     "pivotal": Pivotal(
         Lora(rank=2, alpha=1.0, dtype=torch.float32),
         TextualInversion(vectors_per_token=2, initializer_text="badge", further=(NewWord("background", 1, "blue"),)),
+    ),
+    "hypernetwork": Hypernetwork(),
+    "hypernetwork of everything": Hypernetwork(
+        HypernetworkDesign((1, 2, 1.5, 1), "swish", "XavierNormal", layer_norm=True, dropout_structure=(0, 0, 0.3, 0)),
+        widths=(64,),
     ),
 }
 
@@ -155,7 +163,10 @@ def written(method: TrainMethod, trainable: Trainable, folder: Path) -> Path:
     assert [(file.name, file.kind) for file in exported.beside] == list(method.names_beside("zbadge", "zbadge"))
     for file in exported.beside:
         file.verify(write_atomic(folder / file.name, file.tensors, file.metadata))
-    return write_atomic(folder / "zbadge.safetensors", exported.tensors, exported.metadata)
+    path = folder / f"zbadge{method.file_suffix}"
+    if exported.payload is not None:
+        return write_bytes_atomic(path, exported.payload)
+    return write_atomic(path, exported.tensors, exported.metadata)
 
 
 def started_from(method: TrainMethod, path: Path) -> TrainMethod:
@@ -169,7 +180,7 @@ def started_from(method: TrainMethod, path: Path) -> TrainMethod:
 def test_written_file_is_verified_and_starts_the_same_model(
     shared_bundle: ModelBundle, method: TrainMethod, tmp_path: Path
 ) -> None:
-    precise = dataclasses.replace(method, dtype=torch.float32) if isinstance(method, Lora) else method
+    precise = dataclasses.replace(method, dtype=torch.float32) if hasattr(method, "dtype") else method
     with precise.attach(shared_bundle, "zbadge", generator()) as trainable:
         path = written(precise, moved(trainable), tmp_path)
         num_modules = precise.verify(path, trainable, shared_bundle).num_modules
@@ -259,7 +270,8 @@ def test_row_norms_are_capped_after_an_update(shared_bundle: ModelBundle) -> Non
 @pytest.fixture(autouse=True)
 def _no_leftovers(shared_bundle: ModelBundle) -> Iterator[None]:
     yield
-    assert not any(module._forward_hooks for part in shared_bundle.parts.values() for module in part.modules())
+    modules = [module for part in shared_bundle.parts.values() for module in part.modules()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def test_the_parameters_are_counted_without_weights(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from extensions_lib.config.codec import load
 from extensions_lib.control import JobControl
 from extensions_lib.events import Event, StepCompleted, ValidationMeasured
+from extensions_lib.formats.hypernetwork import read_hypernetwork
 from extensions_lib.formats.safetensors_io import read_tensors
 from extensions_lib.jobs.run import Outcome, resume, start
 from extensions_lib.jobs.store import RunFolder
@@ -35,11 +37,24 @@ def newest_state(outcome: Outcome) -> RunState:
     return state
 
 
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, those of a hypernetwork with width and part before it."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    networks = read_hypernetwork(path).networks
+    return {
+        f"{width}.{part}.{name}": tensor
+        for width, pair in networks.items()
+        for part, tensors in enumerate(pair)
+        for name, tensor in tensors.items()
+    }
+
+
 def assert_same_files(one: Path, two: Path) -> None:
-    """The same names, and the same tensors in every safetensors file; metadata holds times of day."""
+    """The same names, and the same tensors in every model file; metadata holds times of day."""
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
-    for path in one.glob("*.safetensors"):
-        left, right = read_tensors(path), read_tensors(two / path.name)
+    for path in (*one.glob("*.safetensors"), *one.glob("*.pt")):
+        left, right = tensors_in(path), tensors_in(two / path.name)
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
 
