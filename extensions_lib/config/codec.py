@@ -290,6 +290,9 @@ def _check_together(job: TrainJobConfig) -> list[Problem]:
         )
     if hasattr(job.method, "problems"):
         problems += [Problem(f"method.{name}", text) for name, text in job.method.problems()]
-    if job.output.file_format == "pt" and job.method.kind != "textual_inversion":
-        problems.append(Problem("output.file_format", "is 'pt', which only embeddings have; accepted is safetensors"))
+    owners = {"pt": ("textual_inversion", "embeddings"), "ckpt": ("dreambooth", "checkpoints")}
+    owner, files = owners.get(job.output.file_format, (job.method.kind, ""))
+    if job.method.kind != owner:
+        text = f"is {job.output.file_format!r}, which only {files} have; accepted is safetensors"
+        problems.append(Problem("output.file_format", text))
     return problems

@@ -32,14 +32,14 @@ class OutputConfig:
     overwrite: bool = option(False, help="Replace a result of the same name.")
     dtype: str = option(
         "fp16",
-        help="Number format of a LoRA or hypernetwork file.",
+        help="Number format of a LoRA, hypernetwork or checkpoint.",
         choices=("fp16", "bf16", "fp32"),
         advanced=True,
     )
     file_format: str = option(
         "safetensors",
-        help="pt: an embedding the WebUI's own Train tab can go on from.",
-        choices=("safetensors", "pt"),
+        help="pt: an embedding the WebUI's own Train tab can go on from. ckpt: a checkpoint for old programs.",
+        choices=("safetensors", "pt", "ckpt"),
         advanced=True,
     )
     description: str = option("", help="Shown on the WebUI's card.")

@@ -129,13 +129,28 @@ class PivotalConfig(LoraConfig, EmbeddingConfig):
     embedding_start_from: str = option("", help="An embedding file the vectors go on from instead.", advanced=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DreamBoothConfig:
+    """The whole model, to a checkpoint of its own."""
+
+    artefact_kind: ClassVar[str] = "checkpoint"
+    kind: str = option("dreambooth", help="The method.", choices=("dreambooth",))
+    train_text_encoder: bool = option(True, help="Train the text encoder too.")
+    text_encoder_learning_rate: float = option(1e-6, help="Learning rate of the text encoder.", min=0.0, max=1.0)
+    text_encoder_until: float = option(
+        0.3, help="Share of the run after which the text encoder stays as it is.", min=0.0, max=1.0
+    )
+    start_from: str = option("", help="A checkpoint to go on from; the base stays what it is compared with.")
+
+
 METHOD_CONFIGS: dict[str, type] = {
     "textual_inversion": TextualInversionConfig,
     "lora": LoraConfig,
     "pivotal": PivotalConfig,
     "hypernetwork": HypernetworkConfig,
+    "dreambooth": DreamBoothConfig,
 }
-MethodConfig = TextualInversionConfig | LoraConfig | PivotalConfig | HypernetworkConfig
+MethodConfig = TextualInversionConfig | LoraConfig | PivotalConfig | HypernetworkConfig | DreamBoothConfig
 
 
 def artefact_kind(method: str) -> str:

@@ -40,6 +40,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 4e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05},
         "training": {"num_samples": 600, "train_batch_size": 2, "loss_weighting": "min_snr"},
     },
+    "dreambooth_object": {
+        "method": {"kind": "dreambooth"},
+        "optimizer": {"learning_rate": 2e-6, "lr_scheduler": "constant_with_warmup", "lr_warmup_ratio": 0.05},
+        "training": {"num_samples": 1200, "train_batch_size": 2, "state_every_steps": 200},
+    },
     "hypernetwork_style": {
         "method": {"kind": "hypernetwork"},
         # The rate of the WebUI's own Train tab; its 100000 steps are twenty times what one style needs.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import torch
 from torch import Tensor
 
 from ..errors import FormatError, OutputError
-from .safetensors_io import TensorInfo, describe_tensor, read_header, read_tensors, write_atomic
+from .atomic import write_file_atomic
+from .safetensors_io import TensorInfo, check_finite, describe_tensor, read_header, read_tensors, write_atomic
 from .torch_file import plain_tensor, read_torch_file
 
 
@@ -41,17 +44,38 @@ def checkpoint_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def write_checkpoint(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = False
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+    require_finite: bool = False,
 ) -> Path:
-    """Write a .safetensors model file: names, dtypes and values exactly as given. Returns `path`.
+    """Write a .safetensors or .ckpt model file: names, dtypes and values exactly as given. Returns `path`.
 
-    Raises as `write_atomic`; OutputError for another ending.
+    A .ckpt has no place for `metadata`. Raises as `write_atomic`; OutputError for another ending.
     """
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() == ".safetensors":
+        return write_atomic(path, tensors, metadata, overwrite=overwrite, require_finite=require_finite)
+    if path.suffix.lower() != ".ckpt":
         raise OutputError(
-            f"{path.name}: models are written as .safetensors, not {path.suffix!r}.", "Change the ending."
+            f"{path.name}: models are written as .safetensors or .ckpt, not {path.suffix!r}.", "Change the ending."
         )
-    return write_atomic(path, tensors, metadata, overwrite=overwrite)
+    own = {name: _own_memory(tensor) for name, tensor in tensors.items()}
+    for name, tensor in own.items() if require_finite else ():
+        check_finite(path, name, tensor)
+
+    def write(file: BinaryIO) -> None:
+        # The old serialization: the WebUI refuses the zip files of recent torch versions.
+        torch.save({"state_dict": own}, file, _use_new_zipfile_serialization=False)
+
+    return write_file_atomic(path, write, overwrite=overwrite)
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """`tensor` on the CPU as torch.save wants it: it would write all of the memory that a view is part of."""
+    plain = tensor.detach().cpu().contiguous()
+    return plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
 
 
 def tensors_of(path: Path, content: object) -> dict[str, Tensor]:

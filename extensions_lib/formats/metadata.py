@@ -128,6 +128,25 @@ def with_hash(metadata: Mapping[str, str], data_hash: str) -> dict[str, str]:
     return {**metadata, "sshs_model_hash": data_hash, "modelspec.hash_sha256": f"0x{data_hash}"}
 
 
+def checkpoint_metadata(info: ArtefactInfo, data_hash: str) -> dict[str, str]:
+    """The header of a whole model; `data_hash` is `safetensors_io.data_hash` of its tensors.
+
+    The WebUI shows it. Whether it names tags and folders is decided by what `info` holds. Raises ValueError for an
+    unknown family.
+    """
+    facts = {
+        "format": "pt",
+        **_identity(info),
+        **_schedule(info),
+        **_data(info, include_dataset=True),
+        **_loss(info),
+        **_base_model(info),
+        **_modelspec(info, "", _REFERENCE, data_hash),
+        **_own(info),
+    }
+    return _as_text(facts)
+
+
 def embedding_metadata(info: ArtefactInfo, data_hash: str) -> dict[str, str]:
     """The header of an embedding file. The WebUI ignores it; it serves resuming, model sites, and `inspect`."""
     facts = {
@@ -248,7 +267,7 @@ def _modelspec(info: ArtefactInfo, adapter: str, implementation: str, data_hash:
     size = info.resolution_px
     facts = {
         "sai_model_spec": "1.0.0",
-        "architecture": f"{architecture}/{adapter}",
+        "architecture": f"{architecture}/{adapter}" if adapter else architecture,
         "implementation": implementation,
         "title": info.title or info.output_name,
         "resolution": None if size is None else f"{size[0]}x{size[1]}",

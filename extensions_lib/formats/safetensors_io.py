@@ -127,11 +127,8 @@ def write_atomic(
     def write(file: BinaryIO) -> None:
         file.write(header)
         for name, data in _payloads(tensors, infos):
-            if require_finite and not _is_finite(tensors[name]):
-                raise NonFiniteLossError(
-                    f"{path.name} was not written: the tensor {name} holds NaN or infinite values.",
-                    "Use the last good save, and a lower learning rate.",
-                )
+            if require_finite:
+                check_finite(path, name, tensors[name])
             file.write(data)
 
     def check(temporary: Path) -> None:
@@ -238,8 +235,13 @@ def _payloads(tensors: Mapping[str, Tensor], infos: Mapping[str, TensorInfo]) ->
         yield name, memoryview(flat.view(torch.uint8).numpy())
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises NonFiniteLossError when `tensor`, which was to be written to `path`, holds NaN or infinity."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteLossError(
+            f"{path.name} was not written: the tensor {name} holds NaN or infinite values.",
+            "Use the last good save, and a lower learning rate.",
+        )
 
 
 def _damaged(path: Path, why: str) -> FormatError:

@@ -132,14 +132,12 @@ def _captions(
 
 
 def _device(config: TrainJobConfig, findings: Findings) -> tuple[torch.device | None, Precision | None]:
-    from ..training.build import choose_device
-    from ..training.precision import choose_precision
+    from ..training.build import choose_device, job_precision
 
     device = findings.attempt("training.device", lambda: choose_device(config.training.device))
     if device is None:
         return None, None
-    request = config.training.mixed_precision
-    return device, findings.attempt("training.mixed_precision", lambda: choose_precision(request, device))
+    return device, findings.attempt("training.mixed_precision", lambda: job_precision(config, device))
 
 
 def _check_settings(config: TrainJobConfig, parts: _Parts, findings: Findings) -> None:

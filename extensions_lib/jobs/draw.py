@@ -23,8 +23,7 @@ def draw_previews(
 
     from ..formats.atomic import write_bytes_atomic
     from ..methods.catalogue import make_method
-    from ..training.build import choose_device, load_model
-    from ..training.precision import choose_precision
+    from ..training.build import choose_device, job_precision, load_model
     from ..training.previews import Previewer, no_boundary
     from ..training.run_state import load_newest
 
@@ -34,8 +33,7 @@ def draw_previews(
         raise TrainingError(f"The run {folder.path} has no saved state yet.", "Start it, or wait for its first save.")
     events = EventStream(folder.job_id, tuple(listeners))
     device = choose_device(config.training.device)
-    precision = choose_precision(config.training.mixed_precision, device)
-    bundle = load_model(config, device, precision, events)
+    bundle = load_model(config, device, job_precision(config, device), events)
     asked = tuple(PreviewPrompt(prompt=text, seed=seed) for text in prompts)
     chosen = asked or config.preview.prompts or (PreviewPrompt(prompt="[name]", seed=seed),)
     method = make_method(config.method, config.output)

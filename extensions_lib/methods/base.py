@@ -63,6 +63,9 @@ class Trainable:
             for constrain in self.constraints:
                 constrain()
 
+    def keep_base_near(self) -> None:
+        """To be called by those who need `multiplied(0)` at every step: it should be quick from now on."""
+
     def state(self) -> dict[str, Tensor]:
         """The trained tensors by name, on the CPU."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
@@ -156,6 +159,15 @@ class TrainMethod(ABC):
     def file_suffix(self) -> str:
         """Suffix of the result file."""
         return ".safetensors"
+
+    @property
+    def base_dtype(self) -> torch.dtype | None:
+        """The number format the UNet has to be loaded in; None: the one that is computed in."""
+        return None
+
+    def result_bytes(self, bundle: ModelBundle) -> int:
+        """The size of one result at most; the bundle's networks may be on the meta device."""
+        return 4 * self.count_parameters(bundle)
 
     def names_beside(self, output_name: str, placeholder: str) -> tuple[tuple[str, str], ...]:
         """(file name, artefact kind) of each further file that `export` writes with the final result `output_name`.

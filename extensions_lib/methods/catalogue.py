@@ -17,6 +17,7 @@ from ..config.job import OutputConfig
 from ..config.methods import (
     BLOCK_RANKS,
     BLOCK_RATES,
+    DreamBoothConfig,
     LoraConfig,
     MethodConfig,
     PivotalConfig,
@@ -25,6 +26,7 @@ from ..config.methods import (
 from ..config.words import EmbeddingConfig
 from ..formats.hypernetwork import HypernetworkDesign
 from .base import TrainMethod
+from .dreambooth import DreamBooth
 from .hypernetwork import Hypernetwork
 from .lora import Lora
 from .new_words import NewWord
@@ -119,6 +121,18 @@ def _hypernetwork(config: HypernetworkConfig, output: OutputConfig) -> Hypernetw
     )
 
 
+def _dreambooth(config: DreamBoothConfig, output: OutputConfig) -> DreamBooth:
+    return DreamBooth(
+        train_text_encoder=config.train_text_encoder,
+        text_encoder_learning_rate=config.text_encoder_learning_rate,
+        text_encoder_until=config.text_encoder_until,
+        start_from=_path(config.start_from),
+        dtype=DTYPES[output.dtype],
+        file_format=output.file_format,
+        folder=Path(output.folder),
+    )
+
+
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
@@ -128,4 +142,5 @@ _METHODS = {
     "lora": _lora,
     "pivotal": _pivotal,
     "hypernetwork": _hypernetwork,
+    "dreambooth": _dreambooth,
 }

@@ -23,6 +23,7 @@ from ..formats.keys import (
 from .bundle import ModelBundle, StoredForm
 from .family import ModelFamily, TextEncoderKind
 
+AVERAGED_WEIGHTS = "model_ema."
 POSITION_IDS = "text_model.embeddings.position_ids"
 _LOGIT_SCALE = 4.6055  # of OpenCLIP's training; nothing reads it
 _TURBO, _TURBO_WIDTH = "conditioner.embedders.0.", 1024
@@ -44,6 +45,22 @@ def bundle_to_ldm(bundle: ModelBundle) -> dict[str, Tensor]:
     ordered = [name for name in stored.dtypes if name in tensors]
     ordered += [name for name in tensors if name not in stored.dtypes]
     return {stored.renamed.get(name, name): _as_stored(tensors[name], name, stored) for name in ordered}
+
+
+def trained_checkpoint(bundle: ModelBundle, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The checkpoint of a trained model, on the CPU, under present-day names: UNet and text encoders in `dtype`.
+
+    The VAE and what belongs to no network (the noise schedule, unused layers) keep the dtypes of the file the model was
+    read from; averaged weights of the base's own training are left out, and positions are whole numbers.
+    """
+    stored, tensors = bundle.stored, {}
+    for part, module in bundle.parts.items():
+        for name, tensor in part_to_ldm(part, module, bundle.family).items():
+            tensors[name] = tensor.to("cpu", stored.dtypes.get(name, tensor.dtype) if part == "vae" else dtype)
+    for name, tensor in stored.extra.items():
+        if not name.startswith(AVERAGED_WEIGHTS):
+            tensors[name] = tensor.to(torch.int64) if name.endswith(POSITION_IDS) else tensor
+    return tensors
 
 
 def part_prefix(part: str, family: ModelFamily) -> str:

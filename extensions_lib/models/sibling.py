@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from .schedule import NUM_TIMESTEPS, check_num_timesteps
 _PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction"}
 _SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 _HUB_CLIP = "openai/clip-vit-large-patch14"
+_VERSION_LINE = re.compile(r"(\s*version:\s*)([^#]*?)\s*(?:#.*)?$")
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)(?:,([^}]*))?\}")
 
 
@@ -97,6 +99,28 @@ def find_clip_folder(checkpoint: Path, version: str) -> Path | None:
     starts = [Path(), *checkpoint.absolute().parents]
     candidates = [start / name for start in starts] + [checkpoint.parent / name.name]
     return next((folder for folder in candidates if (folder / "config.json").is_file()), None)
+
+
+def sibling_for_copy(checkpoint: Path, family: ModelFamily, folder: Path) -> bytes | None:
+    """The yaml that a checkpoint in `folder` needs to be read like `checkpoint`; None when that has none.
+
+    A copy of the yaml, in which the text encoder's folder is named in full where it would not be found from `folder`.
+    """
+    path = sibling_path(checkpoint)
+    if checkpoint.is_dir() or not path.is_file():
+        return None
+    version = read_sibling(checkpoint, family).clip_version
+    found = find_clip_folder(checkpoint, version)
+    if found is None or find_clip_folder(folder.absolute() / checkpoint.name, version) is not None:
+        return path.read_bytes()
+    full = json.dumps(str(found.absolute()), ensure_ascii=False)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(_with_version(line, version, full) for line in lines).encode("utf-8")
+
+
+def _with_version(line: str, version: str, full: str) -> str:
+    found = _VERSION_LINE.match(line)
+    return f"{found[1]}{full}\n" if found and _expand(found[2].strip("'\"")) == version else line
 
 
 def _load_yaml(path: Path) -> Any:

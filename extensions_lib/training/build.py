@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import ImageColor
+from torch import Tensor
 
 from ..config.dataset import DatasetConfig
 from ..config.job import TrainJobConfig
@@ -24,16 +24,19 @@ from ..diffusion.timesteps import step_generator
 from ..errors import ConfigError, Problem
 from ..events import EventStream, PhaseProgress, Warned
 from ..methods.base import Trainable
+from ..methods.catalogue import make_method
 from ..models.bundle import ModelBundle
+from ..models.ldm import AVERAGED_WEIGHTS
 from ..models.load import load_bundle
 from ..models.predict import predict
+from ..models.text import Conditioning
 from .actions import MicroBatch
 from .conditioning import TextConditioner
 from .denoising import Denoiser, LossSettings, NoiseSettings, fixed_noise_loss
 from .lr_schedule import Schedule, make_schedule, make_text_schedule, parse_lr_text
 from .memory import out_of_memory_explained
 from .optimizer import make_optimizer
-from .precision import Precision, choose_precision
+from .precision import BF16, Precision, choose_precision, computed_in
 
 MAX_SKIPPED_NAMED = 20
 # Settings of a method that make its forward pass random.
@@ -76,7 +79,7 @@ def prepare(
     Raises ModelError, DatasetError, ConfigError or JobStopped.
     """
     device = choose_device(config.training.device)
-    precision = choose_precision(config.training.mixed_precision, device)
+    precision = job_precision(config, device)
     dataset = _scan(config.dataset, config.dataset.folder, events, control)
     held_out = config.dataset.validation_folder
     validation = _scan(config.dataset, held_out, events, control) if held_out else dataset
@@ -95,11 +98,18 @@ def load_model(config: TrainJobConfig, device: torch.device, precision: Precisio
     events.emit(PhaseProgress(phase="load model", done=0, total=1))
     bundle = load_bundle(Path(config.base_model), vae_path=Path(config.vae) if config.vae else None)
     bundle.freeze()
-    bundle.stored.extra.clear()  # a training never writes the checkpoint again, and EMA weights may be gigabytes
+    _drop_averaged_weights(bundle)
+    own = make_method(config.method, config.output).base_dtype
     with out_of_memory_explained("loading the model"):
-        bundle.to(device, unet=precision.weight_dtype)
+        bundle.to(device, unet=own or precision.weight_dtype)
     events.emit(PhaseProgress(phase="load model", done=1, total=1))
     return bundle
+
+
+def _drop_averaged_weights(bundle: ModelBundle) -> None:
+    """No training needs them, and they may be gigabytes."""
+    for name in [name for name in bundle.stored.extra if name.startswith(AVERAGED_WEIGHTS)]:
+        del bundle.stored.extra[name]
 
 
 def choose_device(request: str) -> torch.device:
@@ -113,6 +123,12 @@ def choose_device(request: str) -> torch.device:
         problem = Problem("training.device", f"is {request!r}, which this machine does not have: {error}")
         raise ConfigError([problem], "Use auto or cpu.") from error
     return device
+
+
+def job_precision(config: TrainJobConfig, device: torch.device) -> Precision:
+    """What the UNet is computed in: bf16 when its own weights are trained in that. Raises ConfigError."""
+    is_bf16 = make_method(config.method, config.output).base_dtype == torch.bfloat16
+    return BF16 if is_bf16 else choose_precision(config.training.mixed_precision, device)
 
 
 def scan_pictures(
@@ -199,7 +215,12 @@ def make_conditioner(prepared: Prepared, trainable: Trainable, config: TrainJobC
 
 def make_denoiser(prepared: Prepared) -> Denoiser:
     """The UNet with its schedule."""
-    return Denoiser(partial(predict, prepared.bundle), prepared.bundle.alphas_cumprod)
+
+    def answer(noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning, sizes: Tensor) -> Tensor:
+        with computed_in(prepared.precision, prepared.bundle.unet.dtype, prepared.device):
+            return predict(prepared.bundle, noisy_latents, timesteps, conditioning, sizes)
+
+    return Denoiser(answer, prepared.bundle.alphas_cumprod)
 
 
 def make_compute_losses(

@@ -1,7 +1,11 @@
-"""Number formats: what the frozen model is stored in and what is computed in. Trained parameters are always float32."""
+"""Number formats: what the frozen model is stored in and what is computed in.
+
+Trained parameters are float32, but for a whole UNet that is trained in bf16.
+"""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +67,16 @@ def precision_for(request: str, device_type: str, *, has_bf16: bool) -> Precisio
 
 def _refused(text: str, hint: str) -> ConfigError:
     return ConfigError([Problem("training.mixed_precision", text)], hint)
+
+
+def computed_in(precision: Precision, own: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Within the context a network whose weights are `own` computes in the format of `precision`.
+
+    Only weights that are trained in float32 differ from it; torch then casts them at each use.
+    """
+    if own != torch.float32 or precision.weight_dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision.weight_dtype)
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:

@@ -17,8 +17,8 @@ from ..config.job import FOLDERS_BESIDE, TrainJobConfig
 from ..data.summary import summarise
 from ..errors import DiskFullError, OutputError
 from ..formats.atomic import write_bytes_atomic
+from ..formats.checkpoint import write_checkpoint
 from ..formats.metadata import ArtefactInfo
-from ..formats.safetensors_io import write_atomic
 from ..formats.sidecar import write_sidecars
 from ..methods.base import Exported, ExportedFile, Trainable, TrainMethod, Verified
 from .build import Prepared
@@ -47,8 +47,19 @@ def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Pa
     beside = [path_beside(config, *named).parent for named in method.names_beside(config.name, config.trigger_word)]
     for folder in dict.fromkeys([Path(config.output.folder), *beside]):
         _check_writable(folder, config.name)
+    _spare_the_base(config, method)
     if not config.output.overwrite:
         check_names(config, method, own)
+
+
+def _spare_the_base(config: TrainJobConfig, method: TrainMethod) -> None:
+    """No result may take the place of the base model or of its yaml, whatever may be overwritten."""
+    base, result = Path(config.base_model).absolute(), result_path(config, method, None).absolute()
+    beside = method.names_beside(config.name, config.trigger_word)
+    files = [result, *(path_beside(config, *named).absolute() for named in beside)]
+    taken = [path for path in files if path.resolve() in (base.resolve(), base.with_suffix(".yaml").resolve())]
+    if taken:
+        raise OutputError(f"{taken[0]} belongs to the base model, which is never overwritten.", "Choose another name.")
 
 
 def _check_writable(folder: Path, name: str) -> None:
@@ -163,7 +174,7 @@ class ResultWriter:
         if content.payload is not None:
             write_bytes_atomic(path, content.payload, overwrite=True)
         else:
-            write_atomic(path, content.tensors, content.metadata, overwrite=True, require_finite=True)
+            write_checkpoint(path, content.tensors, content.metadata, overwrite=True, require_finite=True)
 
     def write_card(self, path: Path) -> None:
         """Preview picture and user metadata beside a result; what the user put there stays."""

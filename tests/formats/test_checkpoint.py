@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from extensions_lib.errors import FormatError, ModelError, OutputError
+from extensions_lib.errors import FormatError, ModelError, NonFiniteLossError, OutputError
 from extensions_lib.formats.checkpoint import checkpoint_header, read_checkpoint, write_checkpoint
 from extensions_lib.formats.safetensors_io import TensorInfo, write_atomic
 from extensions_lib.formats.torch_file import read_torch_file
@@ -157,9 +157,21 @@ def test_missing_files(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / name)
 
 
-def test_models_are_written_as_safetensors_only(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="not '.ckpt'"):
-        write_checkpoint(tmp_path / "a.ckpt", small_model(), {})
+def test_models_are_written_as_safetensors_or_ckpt_only(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="not '.pt'"):
+        write_checkpoint(tmp_path / "a.pt", small_model(), {})
+
+
+def test_a_ckpt_is_in_the_old_serialization_without_what_lies_beside_a_view(tmp_path: Path) -> None:
+    large = torch.arange(100_000.0)
+    tensors = {**small_model(), "view": large[5:8]}
+    path = write_checkpoint(tmp_path / "a.ckpt", tensors, {"ignored": "there is no place for it"})
+    assert not path.read_bytes().startswith(b"PK")
+    assert path.stat().st_size < 100_000
+    assert_same(read_checkpoint(path).tensors, tensors)
+    with pytest.raises(NonFiniteLossError, match=r"b\.ckpt was not written: the tensor x holds NaN"):
+        write_checkpoint(tmp_path / "b.ckpt", {"x": torch.tensor([float("nan")])}, {}, require_finite=True)
+    assert not (tmp_path / "b.ckpt").exists()
 
 
 def test_the_webuis_replaced_torch_load_is_not_asked(monkeypatch, tmp_path: Path) -> None:

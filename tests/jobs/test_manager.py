@@ -295,7 +295,7 @@ def test_statement_16_a_full_disk_does_not_hide_the_message(
         monkeypatch.setattr(JsonlSink, "__call__", no_room)
         raise DiskFullError(f"The disk of {path.parent} is full.", "Free some space.")
 
-    monkeypatch.setattr(results, "write_atomic", full)
+    monkeypatch.setattr(results, "write_checkpoint", full)
     manager.submit(load(job(training={"max_train_steps": 2})))
     failed = finished(manager, "zbadge")
     assert (failed.state, failed.hint) == ("failed", "Free some space.")

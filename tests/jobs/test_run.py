@@ -340,7 +340,7 @@ def test_a_disk_that_fills_up_keeps_the_state(
         raise DiskFullError(f"The disk of {path.parent} is full.", "Free some space.")
 
     straight, _ = run(job(output=elsewhere(tmp_path, "straight")))
-    monkeypatch.setattr(results, "write_atomic", full)
+    monkeypatch.setattr(results, "write_checkpoint", full)
     events: list[Event] = []
     with pytest.raises(DiskFullError, match="is full"):
         start(load(job()), JobControl(), (events.append,))

@@ -88,6 +88,10 @@ JOBS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 3e-3},
         "dataset": {"caption_template": "[filewords] with a zhat"},
     },
+    "dreambooth": {
+        "method": {"kind": "dreambooth", "text_encoder_learning_rate": 1e-4, "text_encoder_until": 0.75},
+        "optimizer": {"learning_rate": 2e-4},
+    },
 }
 
 
@@ -95,7 +99,7 @@ JOBS: dict[str, dict[str, Any]] = {
 def job(tmp_path: Path, pictures: Path, practice_model: Path) -> MakeJob:
     """`job(name, folder, **changes)`: the table of a job of the method called `name`, with files below `folder`."""
 
-    def make(name: str, folder: str, **changes: Any) -> dict[str, Any]:
+    def make(name: str, folder: str, /, **changes: Any) -> dict[str, Any]:
         table = {
             "name": "zbadge",
             "base_model": str(practice_model),

@@ -16,6 +16,7 @@ from extensions_lib.formats.hypernetwork import HypernetworkDesign
 from extensions_lib.formats.metadata import ArtefactInfo
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 from extensions_lib.methods.base import Trainable, TrainMethod
+from extensions_lib.methods.dreambooth import DreamBooth
 from extensions_lib.methods.hypernetwork import Hypernetwork
 from extensions_lib.methods.lora import Lora
 from extensions_lib.methods.new_words import NewWord
@@ -50,6 +51,8 @@ METHODS = {
         HypernetworkDesign((1, 2, 1.5, 1), "swish", "XavierNormal", layer_norm=True, dropout_structure=(0, 0, 0.3, 0)),
         widths=(64,),
     ),
+    "dreambooth": DreamBooth(text_encoder_until=0.5),
+    "dreambooth of the unet": DreamBooth(train_text_encoder=False),
 }
 
 SIZES = torch.tensor([[64, 64, 0, 0, 64, 64]])
@@ -162,7 +165,10 @@ def written(method: TrainMethod, trainable: Trainable, folder: Path) -> Path:
     exported = method.export(trainable, ArtefactInfo(output_name="zbadge", steps=3))
     assert [(file.name, file.kind) for file in exported.beside] == list(method.names_beside("zbadge", "zbadge"))
     for file in exported.beside:
-        file.verify(write_atomic(folder / file.name, file.tensors, file.metadata))
+        if file.payload is not None:
+            (folder / file.name).write_bytes(file.payload)
+        else:
+            file.verify(write_atomic(folder / file.name, file.tensors, file.metadata))
     path = folder / f"zbadge{method.file_suffix}"
     if exported.payload is not None:
         return write_bytes_atomic(path, exported.payload)
