@@ -222,7 +222,7 @@ window.trainStudio = window.trainStudio || (() => {
         const {text, negative} = JSON.parse(json);
         const boxes = [["#txt2img_prompt textarea", text], ["#txt2img_neg_prompt textarea", negative]];
         if (root()?.dataset.hasPrompt !== "1" || !document.querySelector(boxes[0][0])) {
-            copyOf(button, text);
+            copyOf(button, text || negative);
             return;
         }
         for (const [selector, words] of boxes) {

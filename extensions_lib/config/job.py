@@ -72,6 +72,11 @@ class TrainJobConfig:
         return self.dataset.trigger_word or self.name
 
     @property
+    def is_negative(self) -> bool:
+        """Whether the result belongs into the negative prompt."""
+        return getattr(self.method, "is_negative", False)
+
+    @property
     def new_words(self) -> dict[str, int]:
         """How many vectors each word is given that has some of its own in this job, the trigger word first."""
         method = self.method

@@ -70,6 +70,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 4e-3, "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.0},
         "training": {"num_samples": 1200, "train_batch_size": 4},
     },
+    "embedding_negative": {
+        # A fault is a manner rather than a thing: as many vectors as a style, and a start near what it is to become.
+        "method": {
+            "kind": "textual_inversion",
+            "vectors_per_token": 8,
+            "initializer_text": "bad quality",
+            "is_negative": True,
+        },
+        "optimizer": {"learning_rate": 1e-3, "lr_scheduler": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.0},
+        "training": {"num_samples": 6000, "train_batch_size": 4},
+    },
     "embedding_webui": {
         # The same mathematics as the WebUI's own Train tab, so that recipes written for it transfer.
         "method": {"kind": "textual_inversion", "vectors_per_token": 1, "initializer_text": "*"},
@@ -82,7 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # The vectors find what the subject is nearest to in the first half; the LoRA alone adds what is missing then.
         "method": {"kind": "pivotal", "rank": 16, "alpha": 8.0, "embedding_until": 0.5},
         "optimizer": {"learning_rate": 2e-4, "lr_scheduler": "cosine", "lr_warmup_ratio": 0.05, "weight_decay": 0.0},
-        "training": {"max_train_steps": 1200, "train_batch_size": 2, "loss_weighting": "min_snr"},
+        "training": {"num_samples": 2400, "train_batch_size": 2, "loss_weighting": "min_snr"},
     },
 }
 

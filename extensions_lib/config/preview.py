@@ -25,6 +25,11 @@ class PreviewPrompt:
     sampler: str = option("dpmpp_2m", help="Sampling method.", choices=SAMPLERS)
 
 
+def caption_of(prompt: PreviewPrompt) -> str:
+    """What tells a preview from the others: its prompt, and what is not to be drawn where that is the word itself."""
+    return f"{prompt.prompt}, without {prompt.negative_prompt}" if "[name]" in prompt.negative_prompt else prompt.prompt
+
+
 def prompt_of_line(line: str) -> dict[str, Any]:
     """A line is the prompt."""
     return {"prompt": line}

@@ -165,18 +165,20 @@ def _try_optimizer(config: TrainJobConfig, rate: float) -> None:
     from ..methods.base import ParamGroup, Trainable
     from ..training.build import make_job_optimizer
 
-    module = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1)) for _ in range(3)])
+    module = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1)) for _ in range(4)])
     groups = [ParamGroup("unet", (module[0],))]
     if getattr(config.method, "train_text_encoder", False):
         groups.append(ParamGroup("text_encoder", (module[1],), config.method.text_encoder_learning_rate))
     if getattr(config.method, "lora_plus_ratio", 1.0) != 1.0:
         groups.append(ParamGroup("up", (module[2],), rate_factor=config.method.lora_plus_ratio))
+    if getattr(config.method, "embedding_learning_rate", None) is not None:
+        groups.append(ParamGroup("embedding", (module[3],), config.method.embedding_learning_rate))
     make_job_optimizer(config, Trainable(module, tuple(groups), trains_text_encoder=False), rate)
 
 
 def _check_names(config: TrainJobConfig, parts: _Parts, host: Host, findings: Findings) -> None:
     """Where the result goes, whether its name is free, and what its name and word mean in prompts."""
-    from ..training.results import check_names, result_path
+    from ..training.results import check_names, paths_beside, result_path
 
     folder = existing_parent(Path(config.output.folder))
     if not os.access(folder, os.W_OK):
@@ -188,10 +190,10 @@ def _check_names(config: TrainJobConfig, parts: _Parts, host: Host, findings: Fi
             findings.warnings.append(f"A result called {config.name!r} exists already and will be replaced.")
         else:
             findings.add("name", error.message, error.hint)
-    results = host.folders().results
-    findings.warnings += name_warnings(config, result_path(config, parts.method, None), results)
+    results, beside = host.folders().results, paths_beside(config, parts.method)
+    findings.warnings += name_warnings(config, result_path(config, parts.method, None), results, beside)
     if parts.outline is not None:
-        findings.warnings += word_warnings(config, results, parts.outline.tokenizer.tokenize)
+        findings.warnings += word_warnings(config, results, parts.outline.tokenizer.tokenize, beside)
 
 
 def _length(config: TrainJobConfig, dataset: Dataset | None) -> dict[str, Any]:

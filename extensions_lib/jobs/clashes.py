@@ -7,7 +7,7 @@ or a hypernetwork by the stem of its file, whatever the folder. A checkpoint is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..config.artefacts import ARTEFACTS
@@ -22,42 +22,65 @@ MIXED_UP = "the two are easily mixed up in prompts"
 Tokenize = Callable[[str], Sequence[int]]
 
 
-def name_warnings(config: TrainJobConfig, own: Path, results: Mapping[str, Path]) -> list[str]:
-    """Files that are called like this job's result, but for `own`, that file itself.
+def name_warnings(
+    config: TrainJobConfig, own: Path, results: Mapping[str, Path], beside: Collection[tuple[Path, str]] = ()
+) -> list[str]:
+    """Files that are called like one of this job: like `own`, its result, or like one of `beside` (path and kind).
 
     `results`: folders by artefact kind. A checkpoint and a file that prompts call do not meet.
     """
-    warnings, own_kind = [], config.method.artefact_kind
+    named = ((own.with_name(f"{config.name}{own.suffix}"), config.method.artefact_kind), *beside)
+    mine = {path.absolute() for path in (own, *(path for path, _ in beside))}
+    return [warning for path, kind in named if kind for warning in _same_names(path.stem, kind, mine, results)]
+
+
+def _same_names(name: str, own_kind: str, mine: Collection[Path], results: Mapping[str, Path]) -> Iterator[str]:
     for kind, folder in results.items():
         is_same_kind = kind == own_kind
         if not is_same_kind and not (ARTEFACTS[kind].tag and ARTEFACTS[own_kind].tag):
             continue
         for path in result_files(folder, ARTEFACTS[kind].suffixes):
-            if path.stem.casefold() != config.name.casefold() or path.absolute() == own.absolute():
+            if path.stem.casefold() != name.casefold() or path.absolute() in mine:
                 continue
             what = f"{'another' if is_same_kind else 'an existing'} {ARTEFACTS[kind].word}"
             end = SAME_KIND.get(kind, REACHES_ONE) if is_same_kind else MIXED_UP
-            warnings.append(f"{config.name!r} is also the name of {what}, {path.name}: {end}.")
-    return warnings
+            yield f"{name!r} is also the name of {what}, {path.name}: {end}."
 
 
-def word_warnings(config: TrainJobConfig, results: Mapping[str, Path], tokenize: Tokenize) -> list[str]:
-    """What the job's word would do to ordinary prompts, and what existing embeddings would do to the word."""
-    if not ARTEFACTS[config.method.artefact_kind].has_trigger_word:
-        if len(tokenize(config.name)) == 1:
-            return [
-                f"{config.name!r} is an ordinary word to the model: every prompt with it will call the embedding. "
-                "A made-up name such as 'zxcat' is safer."
-            ]
-        return []
-    word, folder = config.trigger_word, results.get("embedding")
-    taken = [path.stem for path in result_files(folder, ARTEFACTS["embedding"].suffixes)] if folder else []
+def word_warnings(
+    config: TrainJobConfig, results: Mapping[str, Path], tokenize: Tokenize, beside: Collection[tuple[Path, str]] = ()
+) -> list[str]:
+    """What the job's words would do to ordinary prompts, and what existing embeddings would do to the words."""
+    folder, mine = results.get("embedding"), {path.absolute() for path, _ in beside}
+    paths = result_files(folder, ARTEFACTS["embedding"].suffixes) if folder else ()
+    taken = sorted({path.stem for path in paths if path.absolute() not in mine})
+    if not config.new_words:
+        word = config.trigger_word
+        return [_called_too(word, name) for name in taken if contains(tokenize(word), tokenize(name))]
+    if ARTEFACTS[config.method.artefact_kind].has_trigger_word:
+        pairs = [(word, name) for word in config.new_words for name in taken if tokenize(word) == tokenize(name)]
+        return [_hidden_inside(word, name) for word, name in pairs]
     return [
+        f"{word!r} is an ordinary word to the model: every prompt with it will call the embedding. "
+        "A made-up name such as 'zxcat' is safer."
+        for word in config.new_words
+        if len(tokenize(word)) == 1
+    ]
+
+
+def _called_too(word: str, name: str) -> str:
+    return (
         f"The word {word!r} contains {name!r}, which is an embedding: prompts with the word will call that too. "
         "Choose another trigger word, or rename the embedding."
-        for name in sorted(set(taken))
-        if contains(tokenize(word), tokenize(name))
-    ]
+    )
+
+
+def _hidden_inside(word: str, name: str) -> str:
+    """The WebUI leaves out what a LoRA carries when a file has the name."""
+    return (
+        f"The word {word!r} is also called by an existing embedding, {name!r}: prompts would take that file, not the "
+        "vectors trained here. Choose another word, or rename the embedding."
+    )
 
 
 def contains(ids: Sequence[int], part: Sequence[int]) -> bool:

@@ -35,7 +35,10 @@ def draw_previews(
     device = choose_device(config.training.device)
     bundle = load_model(config, device, job_precision(config, device), events)
     asked = tuple(PreviewPrompt(prompt=text, seed=seed) for text in prompts)
-    chosen = asked or config.preview.prompts or (PreviewPrompt(prompt="[name]", seed=seed),)
+    word = PreviewPrompt(prompt="[name]", seed=seed)
+    if config.is_negative:
+        word = PreviewPrompt(prompt="", negative_prompt="[name]", seed=seed)
+    chosen = asked or config.preview.prompts or (word,)
     method = make_method(config.method, config.output)
     with method.attach(bundle, config.trigger_word, torch.Generator().manual_seed(0)) as trainable:
         trainable.load_state(state.tensors["trainable"])

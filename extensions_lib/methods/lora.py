@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -164,7 +164,19 @@ class Lora(TrainMethod):
     def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
         """Factors and alphas under the names the WebUI reads."""
         tensors = file_tensors(trainable, self.dtype)
-        return Exported(tensors, lora_metadata(info, data_hash(tensors)))
+        return Exported(tensors, lora_metadata(self._told(info), data_hash(tensors)))
+
+    def _told(self, info: ArtefactInfo) -> ArtefactInfo:
+        """`info` with what the method knows of itself."""
+        return replace(
+            info,
+            rank=self.rank,
+            alpha=self.alpha or self.rank,
+            conv_rank=self.conv_rank or None,
+            conv_alpha=self.conv_alpha if self.conv_rank else None,
+            network_dropout=self.dropout,
+            text_encoder_learning_rate=self.text_encoder_learning_rate,
+        )
 
     def verify(self, path: Path, trainable: Trainable, bundle: ModelBundle) -> Verified:
         """Every module of the file names a layer of the model, fits its shape, and holds what was trained."""

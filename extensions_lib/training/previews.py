@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from ..config.job import TrainJobConfig
-from ..config.preview import PreviewPrompt
+from ..config.preview import PreviewPrompt, caption_of
 from ..formats.atomic import write_bytes_atomic
 from ..methods.base import Trainable
 from ..models.bundle import ModelBundle
@@ -27,11 +28,25 @@ def no_boundary() -> None:
 
 
 def prompts_for(config: TrainJobConfig, pictures: PicturesAndCaptions) -> tuple[PreviewPrompt, ...]:
-    """The prompts asked for; else the trigger word, and the first picture's own caption."""
+    """The prompts asked for; else the trigger word, and the first picture's own caption.
+
+    Of a negative embedding: the caption without the word, drawn with the word in the negative prompt and without it.
+    """
     if config.preview.prompts:
         return config.preview.prompts
     caption = pictures.captions.caption(pictures.dataset.examples[0], seed=0, epoch=0)
+    if config.is_negative:
+        text = _without(caption, config.new_words) or "a photo"
+        return (PreviewPrompt(prompt=text, negative_prompt="[name]"), PreviewPrompt(prompt=text))
     return tuple(PreviewPrompt(prompt=text) for text in dict.fromkeys(("[name]", caption or "[name]")))
+
+
+def _without(caption: str, words: Iterable[str]) -> str:
+    """`caption` without any of `words`, and without the commas and blanks that are left over."""
+    for word in words:
+        caption = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", caption, flags=re.IGNORECASE)
+    parts = (" ".join(part.split()) for part in caption.split(","))
+    return ", ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Previewer:
                     self._draw(prompt, base)
             self._draw(prompt, self.folder / picture_name(step, index))
         grid = self.folder / GRID_NAME
-        columns = [self._text(prompt.prompt) for prompt in self.prompts]
+        columns = [self._text(caption_of(prompt)) for prompt in self.prompts]
         _save_png(render_grid(columns, folder_rows(self.folder, len(columns))), grid)
         return self.folder / picture_name(step, 0), grid
 

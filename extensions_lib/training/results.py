@@ -39,12 +39,18 @@ def path_beside(config: TrainJobConfig, name: str, kind: str) -> Path:
     return Path(folders.get(kind) or config.output.folder) / name
 
 
+def paths_beside(config: TrainJobConfig, method: TrainMethod) -> list[tuple[Path, str]]:
+    """The further files of the final result, each with its artefact kind."""
+    named = method.names_beside(config.name, config.trigger_word)
+    return [(path_beside(config, name, kind), kind) for name, kind in named]
+
+
 def check_output(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
     """Before any work: the folders can be written, and the names are free but for the results this run wrote itself.
 
     Raises OutputError.
     """
-    beside = [path_beside(config, *named).parent for named in method.names_beside(config.name, config.trigger_word)]
+    beside = [path.parent for path, _ in paths_beside(config, method)]
     for folder in dict.fromkeys([Path(config.output.folder), *beside]):
         _check_writable(folder, config.name)
     _spare_the_base(config, method)
@@ -76,16 +82,17 @@ def _check_writable(folder: Path, name: str) -> None:
 
 def check_names(config: TrainJobConfig, method: TrainMethod, own: Collection[Path] = ()) -> None:
     """Raises OutputError when a result of another run has one of the names this job will use; writes nothing."""
-    beside = [path_beside(config, *named) for named in method.names_beside(config.name, config.trigger_word)]
-    foreign = [path for path in beside if path.exists() and path not in own]
-    folder = Path(config.output.folder)
-    final = result_path(config, method, None)
-    steps = re.compile(re.escape(config.name) + r"-\d{6,}" + re.escape(method.file_suffix))
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (path == final or steps.fullmatch(path.name)) and path not in own:
-            foreign.append(path)
+    final = (result_path(config, method, None), *(path for path, _ in paths_beside(config, method)))
+    foreign = [path for wanted in final for path in _of_any_step(wanted) if path not in own]
     if foreign:
         raise OutputError(f"{foreign[0]} exists already.", "Choose another name, or set output.overwrite = true.")
+
+
+def _of_any_step(final: Path) -> list[Path]:
+    """The files there are with the name of a result, or with that of its earlier steps."""
+    steps = re.compile(re.escape(final.stem) + r"-\d{6,}" + re.escape(final.suffix))
+    found = sorted(final.parent.iterdir()) if final.parent.is_dir() else []
+    return [path for path in found if path == final or steps.fullmatch(path.name)]
 
 
 def claimed_results(run_folder: Path) -> frozenset[Path]:
@@ -197,6 +204,8 @@ class ResultWriter:
     def _description(self) -> str:
         count = len(self.prepared.train.dataset.examples)
         base, word = self.prepared.bundle.source.name, self.config.trigger_word
+        if self.config.is_negative:
+            return f"Trained on {count} pictures of what to avoid with {base}; put '{word}' into the negative prompt."
         return f"Trained on {count} pictures with {base}; call it with '{word}'."
 
     def _info(self, output_name: str, step: int) -> ArtefactInfo:
@@ -204,7 +213,6 @@ class ResultWriter:
         training, optimizer, dataset = config.training, config.optimizer, config.dataset
         summary = summarise(self.prepared.train.dataset.examples)
         named = config.output.include_captions
-        method = config.method
         return ArtefactInfo(
             output_name=output_name,
             family=self.prepared.bundle.family.name,
@@ -216,17 +224,10 @@ class ResultWriter:
             base_model_sha256=source.sha256 or None,
             base_model_autov1=source.autov1 or None,
             resolution_px=(dataset.resolution_px, dataset.resolution_px),
-            rank=getattr(method, "rank", None),
-            alpha=getattr(method, "alpha", None) or getattr(method, "rank", None),
-            conv_rank=getattr(method, "conv_rank", None) or None,
-            conv_alpha=getattr(method, "conv_alpha", None) if getattr(method, "conv_rank", 0) else None,
-            network_dropout=getattr(method, "dropout", None),
-            num_vectors=getattr(method, "vectors_per_token", None),
             steps=step,
             max_train_steps=training.num_steps,
             learning_rate=optimizer.learning_rate,
             unet_learning_rate=optimizer.learning_rate,
-            text_encoder_learning_rate=getattr(method, "text_encoder_learning_rate", None),
             optimizer=optimizer.optimizer,
             lr_scheduler=optimizer.lr_scheduler,
             lr_warmup_steps=round(optimizer.lr_warmup_ratio * training.num_steps),

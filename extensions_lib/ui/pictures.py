@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from ..config.job import TrainJobConfig
-from ..config.preview import PreviewPrompt
+from ..config.preview import PreviewPrompt, caption_of
 from ..errors import ExtensionError
 from ..jobs.status import JobStatus, SavedResult
 from ..jobs.store import RunFolder
@@ -57,8 +57,8 @@ class RunPictures:
 
     def text(self, index: int) -> str:
         """The prompt as it was drawn."""
-        prompt = self.prompts[index].prompt
-        return preview_prompt(prompt, self.config) if self.config is not None else prompt
+        text = caption_of(self.prompts[index])
+        return preview_prompt(text, self.config) if self.config is not None else text
 
     def link(self, step: int | None, index: int) -> str:
         """A thumbnail, '' when there is no such picture."""
@@ -125,16 +125,19 @@ def _result(status: JobStatus, saved: SavedResult, pictures: RunPictures, has_pr
         f'<li class="ts-result"><div class="ts-result-text">'
         f'<p><strong{attributes(title=str(path))}>{escape(path.name)}</strong> <span class="ts-note">step {saved.step}'
         f"</span></p>{said}"
-        f'<div class="ts-buttons">{_use(status, path, has_prompt)}{_keep(status, saved, path)}</div></div>'
+        f'<div class="ts-buttons">{_use(status, path, pictures, has_prompt)}{_keep(status, saved, path)}</div></div>'
         f'<div class="ts-result-pictures">{_drawn(saved, pictures, has_prompt)}</div></li>'
     )
 
 
-def _use(status: JobStatus, path: Path, has_prompt: bool) -> str:
+def _use(status: JobStatus, path: Path, pictures: RunPictures, has_prompt: bool) -> str:
     text = prompt_text(status.method, path.stem, status.trigger_word)
+    is_negative = pictures.config is not None and pictures.config.is_negative
     if has_prompt:
-        tip = f"Adds {text} to the prompt; {use_note(status.method, path.name)}"
-        return button("Use in txt2img", prompt={"text": text, "negative": ""}, title=tip, style="primary")
+        box = "negative prompt" if is_negative else "prompt"
+        tip = f"Adds {text} to the {box}; {use_note(status.method, path.name)}"
+        words = {"text": "", "negative": text} if is_negative else {"text": text, "negative": ""}
+        return button("Use in txt2img", prompt=words, title=tip, style="primary")
     return button("Copy", copy=text, title=f"Copies {text}", style="primary")
 
 

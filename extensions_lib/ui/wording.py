@@ -27,6 +27,7 @@ PURPOSES = {
     "embedding_style": "Style",
     "embedding_quick_look": "Quick look",
     "pivotal_character": "Person, character, object",
+    "embedding_negative": "What pictures should not have (negative)",
     "embedding_webui": "As the WebUI's own Train tab does it",
 }
 SECTIONS = {

@@ -38,8 +38,9 @@ def results(tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-def job(kind: str, name: str, **dataset: Any) -> TrainJobConfig:
-    return load({"name": name, "base_model": "m", "dataset": {"folder": "f", **dataset}, "method": {"kind": kind}})
+def job(kind: str | dict[str, Any], name: str, **dataset: Any) -> TrainJobConfig:
+    method = {"kind": kind} if isinstance(kind, str) else kind
+    return load({"name": name, "base_model": "m", "dataset": {"folder": "f", **dataset}, "method": method})
 
 
 def test_result_files_are_model_files_only(results: dict[str, Path]) -> None:
@@ -113,3 +114,35 @@ def test_the_name_is_the_word_when_there_is_no_other(results: dict[str, Path], t
 def test_contains() -> None:
     assert contains([1, 2, 3], [2, 3]) and contains([1], [1])
     assert not contains([1, 2, 3], [1, 3]) and not contains([1], [1, 2]) and not contains([1], [])
+
+
+def test_the_further_files_of_a_job_are_looked_at_too(results: dict[str, Path]) -> None:
+    own = results["embedding"] / "zbadge.safetensors"
+    method = {"kind": "textual_inversion", "further_words": ["Fluffy", "cat"]}
+    beside = [(results["embedding"] / f"{word}.safetensors", "embedding") for word in ("Fluffy", "cat")]
+    assert name_warnings(job(method, "other"), own, results, beside) == [
+        "'Fluffy' is also the name of another embedding, fluffy.pt: prompts will reach only one of the two."
+    ]
+    mine = [(results["embedding"] / "fluffy.pt", "embedding")]
+    assert name_warnings(job(method, "other"), own, results, mine) == []
+    assert name_warnings(job("lora", "other"), own, results, [(own.with_name("zbadge.yaml"), "")]) == []
+
+
+def test_each_of_several_words_may_be_an_ordinary_one(
+    results: dict[str, Path], tokenizer: PromptTokenizer
+) -> None:
+    config = job({"kind": "textual_inversion", "further_words": ["Badge", "zhat", "cat"]}, "zbadge")
+    warnings = word_warnings(config, results, tokenizer.tokenize)
+    assert [warning.split()[0] for warning in warnings] == ["'Badge'", "'cat'"]
+
+
+def test_a_word_inside_a_lora_meets_only_embeddings_of_its_own_name(
+    results: dict[str, Path], tokenizer: PromptTokenizer
+) -> None:
+    """The WebUI leaves it out when an embedding has the name; a longer word wins over what it contains."""
+    words = {"kind": "pivotal", "further_words": ["FLUFFY", "cat"]}
+    warnings = word_warnings(job(words, "x", trigger_word="my red cat"), results, tokenizer.tokenize)
+    assert len(warnings) == 1
+    assert warnings[0].startswith("The word 'FLUFFY' is also called by an existing embedding, 'fluffy': prompts would")
+    own = [(results["embedding"] / "fluffy.pt", "embedding")]
+    assert word_warnings(job(words, "x", trigger_word="y"), results, tokenizer.tokenize, own) == []

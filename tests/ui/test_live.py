@@ -285,6 +285,15 @@ def test_an_embedding_is_used_by_its_file_name(manager: FakeManager) -> None:
     assert json.loads(button["data-ts-prompt"])["text"] == "zbadge-x"
 
 
+def test_a_negative_embedding_goes_into_the_negative_prompt(manager: FakeManager) -> None:
+    method = {"kind": "textual_inversion", "is_negative": True}
+    trained(manager, *saved(3), kind="textual_inversion", method=method)
+    button = Elements(live(manager)).buttons()["Use in txt2img"]
+    assert json.loads(button["data-ts-prompt"]) == {"text": "", "negative": "zbadge-000003"}
+    assert button["title"].startswith("Adds zbadge-000003 to the negative prompt;")
+    assert Elements(live(manager, has_prompt=False)).buttons()["Copy"]["data-ts-copy"] == "zbadge-000003"
+
+
 def test_without_prompts_a_result_can_be_copied(manager: FakeManager) -> None:
     trained(manager, *saved(2), PreviewReady(step=2, path="", grid_path=""))
     draw(manager.folder("zbadge"), ["000002-0.png"])
