@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 _BLOCK = 1 << 20
@@ -10,9 +11,12 @@ _AUTOV1_OFFSET = 0x100000
 _AUTOV1_LENGTH = 0x10000
 
 
-def file_sha256(path: Path) -> str:
-    """64 hex digits over the whole file; the first 10 are AutoV2. Raises OSError when it cannot be read."""
-    return _sha256_from(path, 0)
+def file_sha256(path: Path, on_read: Callable[[int], None] | None = None) -> str:
+    """64 hex digits over the whole file; the first 10 are AutoV2. Raises OSError when it cannot be read.
+
+    `on_read` is told how many bytes were read each time; what it raises ends the reading.
+    """
+    return _sha256_from(path, 0, on_read)
 
 
 def autov1(path: Path) -> str:
@@ -29,10 +33,12 @@ def data_section_sha256(path: Path) -> str:
     return _sha256_from(path, 8 + header_length)
 
 
-def _sha256_from(path: Path, offset: int) -> str:
+def _sha256_from(path: Path, offset: int, on_read: Callable[[int], None] | None = None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(offset)
         while block := file.read(_BLOCK):
             digest.update(block)
+            if on_read is not None:
+                on_read(len(block))
     return digest.hexdigest()

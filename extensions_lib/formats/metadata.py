@@ -162,10 +162,23 @@ def embedding_metadata(info: ArtefactInfo, data_hash: str) -> dict[str, str]:
     return _as_text(facts)
 
 
+def architecture(family: str, prediction_type: str) -> str:
+    """What ModelSpec calls a checkpoint, such as 'stable-diffusion-v2-768-v'. Raises ValueError for another family."""
+    return _architecture(_family_called(family), prediction_type)
+
+
+def _architecture(family: _Family, prediction_type: str) -> str:
+    return family.architecture_v if prediction_type == "v_prediction" else family.architecture
+
+
 def _family(info: ArtefactInfo) -> _Family:
-    family = _FAMILIES.get(info.family)
+    return _family_called(info.family)
+
+
+def _family_called(name: str) -> _Family:
+    family = _FAMILIES.get(name)
     if family is None:
-        raise ValueError(f"family is {info.family!r}; accepted: {', '.join(_FAMILIES)}")
+        raise ValueError(f"family is {name!r}; accepted: {', '.join(_FAMILIES)}")
     return family
 
 
@@ -263,7 +276,7 @@ def _base_model(info: ArtefactInfo) -> dict[str, object]:
 
 def _modelspec(info: ArtefactInfo, adapter: str, implementation: str, data_hash: str) -> dict[str, object]:
     family = _family(info)
-    architecture = family.architecture_v if _is_v(info) else family.architecture
+    architecture = _architecture(family, info.prediction_type)
     size = info.resolution_px
     facts = {
         "sai_model_spec": "1.0.0",

@@ -33,7 +33,7 @@ _LORA_FAMILY = (
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2", 1280: "sdxl", 2048: "sdxl"}
 _ATTENTION_INPUT = re.compile(r"attn2[_.]to_[kv]\.(lora_down\.weight|lora_A\.weight|hada_w1_b|lora\.down\.weight)$")
 _CROSS_ATTENTION = re.compile(r"attn2\.to_k\.weight$")
-_INPUT_BLOCK = re.compile(r"(input_blocks\.0\.0|conv_in)\.weight$")
+_INPUT_BLOCK = re.compile(r"^(model\.diffusion_model\.)?input_blocks\.0\.0\.weight$|^(unet\.)?conv_in\.weight$")
 _INPUT_VARIANTS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
 
 

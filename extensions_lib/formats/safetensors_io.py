@@ -45,7 +45,7 @@ _ITEM_BYTES = {
     "U64": 8,
 }
 _DTYPE_RANK = {name: rank for rank, name in enumerate(_ITEM_BYTES)}
-_DTYPE_NAMES = {
+_DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -59,6 +59,7 @@ _DTYPE_NAMES = {
     torch.float64: "F64",
     torch.int64: "I64",
 }
+DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _DAMAGED_HINT = "Download or copy the file again."
 
@@ -94,6 +95,16 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return infos, {str(key): str(value) for key, value in metadata.items()}
 
 
+def data_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor begins and ends in the file, in bytes from its start. Raises as `read_header` does."""
+    read_header(path)
+    with path.open("rb") as file:
+        header = _parse_header(path, file, path.stat().st_size)
+        begin = file.tell()
+    entries = ((name, entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__")
+    return {name: (begin + first, begin + end) for name, (first, end) in entries}
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file, on the CPU, with their own memory: the file may be replaced afterwards.
 
@@ -122,7 +133,7 @@ def write_atomic(
     file appears. Raises OutputError, DiskFullError as `write_file_atomic`; OutputError for a dtype no file can hold.
     """
     infos = _infos_in_file_order(path, tensors)
-    header = _encode_header(infos, metadata)
+    header = encode_header(infos, metadata)
 
     def write(file: BinaryIO) -> None:
         file.write(header)
@@ -194,7 +205,6 @@ def _check_length(path: Path, header: Mapping[str, Mapping[str, object]], length
 
 
 def _infos_in_file_order(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
-    """Sorted as the safetensors library sorts: dtype from largest to smallest, then name."""
     if not tensors:
         raise OutputError(f"{path} was not written: there are no tensors to write.")
     for name, tensor in tensors.items():
@@ -202,18 +212,27 @@ def _infos_in_file_order(path: Path, tensors: Mapping[str, Tensor]) -> dict[str,
             raise OutputError(
                 f"{path} was not written: the tensor {name} ({tensor.dtype}, {tensor.device}) has no form in a file."
             )
-    infos = {name: describe_tensor(tensor) for name, tensor in tensors.items()}
+    return in_file_order({name: describe_tensor(tensor) for name, tensor in tensors.items()})
+
+
+def in_file_order(infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Sorted as the safetensors library writes them: dtype from largest to smallest, then name."""
     return dict(sorted(infos.items(), key=lambda item: (-_DTYPE_RANK[item[1].dtype], item[0].encode("utf-8"))))
 
 
-def _encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """8 bytes length, then JSON padded with blanks to a multiple of 8."""
+def num_bytes(info: TensorInfo) -> int:
+    """The size of a tensor's data in a file."""
+    return _ITEM_BYTES[info.dtype] * math.prod(info.shape)
+
+
+def encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """The start of a file with tensors in this order: 8 bytes length, then JSON padded to a multiple of 8."""
     header: dict[str, object] = {"__metadata__": {_text(key): _text(value) for key, value in metadata.items()}}
     if not metadata:
         header.clear()
     begin = 0
     for name, info in infos.items():
-        end = begin + _ITEM_BYTES[info.dtype] * math.prod(info.shape)
+        end = begin + num_bytes(info)
         header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
         begin = end
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

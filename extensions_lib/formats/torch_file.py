@@ -19,15 +19,17 @@ _DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, Type
 _SAFE_HINT = "Convert it to .safetensors with the program that made it, or look for a .safetensors version."
 
 
-def read_torch_file(path: Path) -> object:
+def read_torch_file(path: Path, *, mapped: bool = False) -> object:
     """What `torch.save` wrote, on the CPU: tensors, numbers, text and containers.
 
+    With `mapped` the tensors of a zip file stay on the disk until they are used: the file must not change meanwhile.
     No code of the file runs: anything else in it raises FormatError, as do damaged files; ModelError when missing.
     """
     try:
         _refuse_odd_containers(path)
+        mapped = mapped and zipfile.is_zipfile(path)
         # Not torch.load: WebUIs replace that name by one that answers None, or renames the file to *.corrupted.
-        return torch.serialization.load(path, map_location="cpu", weights_only=True)
+        return torch.serialization.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read: {error.strerror or error}.", "Check the name and the folder."

@@ -38,10 +38,12 @@ Similarities = Callable[[Tensor, Tensor], Tensor]
 class MergeMethod:
     """`merge` takes float32 tensors of one shape, A first, and gives the merged one.
 
+    `elementwise`: each number of the result depends on the numbers at its place only, so tensors may be cut in pieces.
     `similarities`, where there is one, must be gathered from A and B over the whole model beforehand.
     """
 
     merge: Merge
+    elementwise: bool = False
     similarities: Similarities | None = None
 
 
@@ -62,15 +64,15 @@ def _cosine(similarities: Similarities) -> MergeMethod:
     def merge(models: Sequence[Tensor], ratios: Ratios) -> Tensor:
         return methods.cosine_merge(*models, similarities(*models), ratios.alpha, ratios.similarity_range)
 
-    return MergeMethod(merge, similarities)
+    return MergeMethod(merge, similarities=similarities)
 
 
 METHODS: dict[str, MergeMethod] = {
-    "weighted_sum": MergeMethod(lambda models, r: methods.weighted_sum(models, r.weights)),
-    "add_difference": MergeMethod(lambda models, r: methods.add_difference(*models, r.alpha)),
-    "triple_sum": MergeMethod(lambda models, r: methods.triple_sum(*models, r.alpha, r.beta)),
-    "sum_twice": MergeMethod(lambda models, r: methods.sum_twice(*models, r.alpha, r.beta)),
-    "train_difference": MergeMethod(lambda models, r: methods.train_difference(*models, r.alpha)),
+    "weighted_sum": MergeMethod(lambda models, r: methods.weighted_sum(models, r.weights), True),
+    "add_difference": MergeMethod(lambda models, r: methods.add_difference(*models, r.alpha), True),
+    "triple_sum": MergeMethod(lambda models, r: methods.triple_sum(*models, r.alpha, r.beta), True),
+    "sum_twice": MergeMethod(lambda models, r: methods.sum_twice(*models, r.alpha, r.beta), True),
+    "train_difference": MergeMethod(lambda models, r: methods.train_difference(*models, r.alpha), True),
     "smooth_add": MergeMethod(lambda models, r: smoothing.smooth_add(*models, r.alpha)),
     "cosine_a": _cosine(methods.cosine_similarities_a),
     "cosine_b": _cosine(methods.cosine_similarities_b),

@@ -38,6 +38,7 @@ FILES = {
     "sd1": ({**unet(768), **VAE, **CLIP}, "checkpoint", "sd1", ""),
     "sd1 narrow": ({**unet(64), **VAE, **CLIP}, "checkpoint", "sd1", ""),
     "sd1 inpainting": ({**unet(768, 9), **VAE, **CLIP}, "checkpoint", "sd1", "inpainting"),
+    "sd1 inpainting, sorted": ({**CLIP, **VAE, **unet(768, 9)}, "checkpoint", "sd1", "inpainting"),
     "sd1 ip2p": ({**unet(768, 8), **VAE, **CLIP}, "checkpoint", "sd1", "instruct-pix2pix"),
     "sd2": ({**unet(1024), **VAE, **OPEN_CLIP}, "checkpoint", "sd2", ""),
     "sd2 depth": ({**unet(1024, 5), **OPEN_CLIP}, "checkpoint", "sd2", "depth"),

@@ -1,0 +1,273 @@
+"""Carrying out a merge: tensors are read, merged in float32 and written one at a time.
+
+In memory are the tensors of one name (and those of the next, read ahead), whatever the size of the models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..control import JobControl
+from ..errors import JobStopped, MergeError, ModelError
+from ..events import Event, PhaseProgress, Warned
+from ..formats.atomic import write_bytes_atomic
+from ..formats.hashes import autov1, file_sha256
+from ..formats.safetensors_io import DTYPES, in_file_order
+from ..formats.tensor_file import TensorFile, write_tensors_as_made
+from ..models.sibling import sibling_path
+from .catalogue import METHODS, MergeMethod
+from .fit import POSITION_IDS, label
+from .methods import similarity_range
+from .models import part_of
+from .plan import MergePlan, TensorPlan
+from .recipe import Parent, Recipe, recipe_metadata, recipe_of
+
+Emit = Callable[[Event], object]
+HashOf = Callable[[Path], str | None]
+
+# Elementwise formulas work on pieces of this many numbers, which stay in the processor's cache.
+PIECE_NUMBERS = 1 << 18
+_MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The written file, the recipe in it, and the description copied beside it, if there is one."""
+
+    path: Path
+    recipe: Recipe
+    yaml: Path | None = None
+
+
+class Progress:
+    """Counts one phase for the listeners, about a hundred times in all, and ends it when the job is asked to stop."""
+
+    def __init__(self, phase: str, total: int, control: JobControl, emit: Emit) -> None:
+        self._phase, self._total, self._control, self._emit = phase, total, control, emit
+        self._done, self._told = 0, -1
+
+    def advance(self, amount: int = 1) -> None:
+        """Add to what is done. Waits while paused; raises JobStopped when asked to stop."""
+        self._done += amount
+        percent = 100 * self._done // max(self._total, 1)
+        if percent > self._told:
+            self._told = percent
+            self._emit(PhaseProgress(phase=self._phase, done=self._done, total=self._total))
+        self._control.wait_while_paused()
+        if self._control.stop_requested:
+            raise JobStopped("The merge was stopped.", "Nothing was written.")
+
+
+def execute(
+    plan: MergePlan,
+    control: JobControl,
+    emit: Emit,
+    *,
+    hash_of: HashOf = lambda path: None,
+    recipe: Recipe | None = None,
+) -> Merged:
+    """Write the merged checkpoint; complete under its name, or nothing.
+
+    `hash_of` may know the sha256 of a file (64 digits) without reading it, None if not. `recipe` is written instead of
+    the plan's own when a file is made again. Raises MergeError for numbers that are not finite and for models that
+    changed meanwhile, JobStopped when asked to stop; otherwise as `write_atomic`.
+    """
+    for warning in plan.warnings:
+        emit(Warned(text=warning))
+    signs = {path: _sign(path) for path in _sources(plan)}
+    if recipe is None:
+        recipe = recipe_of(plan, [_parent(path, control, emit, hash_of) for path in _sources(plan)])
+    metadata = recipe_metadata(recipe, plan)
+    plan.output.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        files = [stack.enter_context(TensorFile(path)) for path in _sources(plan)]
+        work = _Work(plan, files)
+        if work.method.similarities is not None:
+            work.measure_similarities(control, emit)
+        names = list(in_file_order({name: tensor.info for name, tensor in plan.tensors.items()}))
+        progress = Progress("merge", len(names), control, emit)
+        with work.reading_ahead(names):
+
+            def make(name: str) -> Tensor:
+                tensor = work.make(name)
+                progress.advance()
+                if name == names[-1]:
+                    _check_unchanged(signs)
+                return tensor
+
+            infos = {name: plan.tensors[name].info for name in names}
+            write_tensors_as_made(plan.output, infos, make, metadata, overwrite=plan.config.overwrite)
+    return Merged(plan.output, recipe, _copy_yaml(plan))
+
+
+class _Work:
+    """The open files of a plan, and the tensors of its result."""
+
+    def __init__(self, plan: MergePlan, files: list[TensorFile]) -> None:
+        self.method: MergeMethod = METHODS[plan.config.formula]
+        self._plan, self._files = plan, files
+        self._range = (0.0, 1.0)
+        self._ahead: dict[str, Future[list[Tensor]]] = {}
+        self._next: dict[str, str] = {}
+        self._reader: ThreadPoolExecutor | None = None
+
+    @contextmanager
+    def reading_ahead(self, names: list[str]) -> Iterator[None]:
+        """Within the context, the tensors of the name after the one asked for are being read already."""
+        self._next = dict(itertools.pairwise(names))
+        with ThreadPoolExecutor(max_workers=1) as self._reader:
+            try:
+                yield
+            finally:
+                for future in self._ahead.values():
+                    future.cancel()
+                self._ahead.clear()
+
+    def make(self, name: str) -> Tensor:
+        """One tensor of the result, in its dtype. Raises MergeError when it is not finite."""
+        plan = self._plan.tensors[name]
+        dtype = DTYPES[plan.info.dtype]
+        if POSITION_IDS.search(name):
+            return torch.arange(plan.info.shape[-1]).expand(plan.info.shape).contiguous()
+        sources = self._read_with_next(name)
+        if plan.ratios is None:
+            result = sources[0].reshape(plan.info.shape).to(dtype)
+        else:
+            result = self._merge(plan, sources, dtype)
+        if not is_finite(result):
+            raise self._not_finite(name, sources, dtype)
+        return result
+
+    def measure_similarities(self, control: JobControl, emit: Emit) -> None:
+        """How alike A and B are in each column of UNet and text encoders, for the range of the cosine formulas."""
+        names = [n for n, tensor in self._plan.tensors.items() if tensor.ratios is not None and part_of(n) != "vae"]
+        progress, found = Progress("compare", len(names), control, emit), []
+        for name in names:
+            plan = self._plan.tensors[name]
+            model_a, model_b = (tensor.float() for tensor in _same_channels(plan, self._read(name)))
+            found.append(self.method.similarities(model_a, model_b.reshape(model_a.shape)).flatten())
+            progress.advance()
+        self._range = similarity_range(torch.cat(found)) if found else self._range
+
+    def _merge(self, plan: TensorPlan, sources: list[Tensor], dtype: torch.dtype) -> Tensor:
+        ratios = replace(plan.ratios, similarity_range=self._range)
+        inputs = _same_channels(plan, sources)
+        if self.method.elementwise:
+            merged = torch.empty(inputs[0].shape, dtype=dtype)
+            flat, target = [tensor.reshape(-1) for tensor in inputs], merged.view(-1)
+            for begin in range(0, target.numel(), PIECE_NUMBERS):
+                piece = slice(begin, begin + PIECE_NUMBERS)
+                target[piece] = self.method.merge([tensor[piece].float() for tensor in flat], ratios)
+        else:
+            shape = inputs[0].shape
+            merged = self.method.merge([tensor.reshape(shape).float() for tensor in inputs], ratios).to(dtype)
+        if plan.channels is None:
+            return merged
+        whole = sources[0].to(dtype, copy=True)
+        whole[:, : plan.channels] = merged
+        return whole
+
+    def _read_with_next(self, name: str) -> list[Tensor]:
+        if self._reader is None:
+            return self._read(name)
+        future = self._ahead.pop(name, None) or self._reader.submit(self._read, name)
+        following = self._next.get(name)
+        if following is not None:
+            self._ahead[following] = self._reader.submit(self._read, following)
+        return future.result()
+
+    def _read(self, name: str) -> list[Tensor]:
+        """The tensors that `name` is made from."""
+        plan, models = self._plan.tensors[name], self._plan.models
+        if plan.ratios is not None:
+            return [model.read(self._files[index], name) for index, model in enumerate(models)]
+        if plan.source < 0:
+            return [self._plan.vae.read(self._files[-1], name)]
+        return [models[plan.source].read(self._files[plan.source], name)]
+
+    def _not_finite(self, name: str, sources: list[Tensor], dtype: torch.dtype) -> MergeError:
+        plan, models = self._plan.tensors[name], self._plan.models
+        labels = [label(i, model) for i, model in enumerate(models)]
+        if plan.ratios is None:
+            labels = [self._plan.vae.path.name if plan.source < 0 else labels[plan.source]]
+        broken = [text for text, tensor in zip(labels, sources, strict=True) if not is_finite(tensor)]
+        if broken:
+            return MergeError(
+                f"Nothing was written: the tensor {name} of {', '.join(broken)} holds NaN or infinite values.",
+                "Use another copy of this model, or take this part from another one.",
+            )
+        return MergeError(
+            f"Nothing was written: the tensor {name} became too large for {dtype}.",
+            "Choose smaller ratios, or bf16 or fp32.",
+        )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite. One pass: a sum of finite numbers rarely overflows, and is then looked into."""
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+
+
+def _same_channels(plan: TensorPlan, sources: list[Tensor]) -> list[Tensor]:
+    return sources if plan.channels is None else [tensor[:, : plan.channels] for tensor in sources]
+
+
+def _sources(plan: MergePlan) -> list[Path]:
+    return [model.path for model in plan.models] + ([plan.vae.path] if plan.vae else [])
+
+
+def _parent(path: Path, control: JobControl, emit: Emit, hash_of: HashOf) -> Parent:
+    sha256 = hash_of(path)
+    if sha256 is None:
+        sha256 = hash_with_progress(path, control, emit)
+    return Parent(path.name, sha256, autov1(path), path.stat().st_size)
+
+
+def hash_with_progress(path: Path, control: JobControl, emit: Emit) -> str:
+    """The sha256 of a file, as a phase of its own. Raises JobStopped, ModelError."""
+    progress = Progress(f"hash {path.name} (MiB)", path.stat().st_size // _MEGABYTE, control, emit)
+    pending = 0
+
+    def on_read(count: int) -> None:
+        nonlocal pending
+        pending += count
+        if pending >= _MEGABYTE:
+            progress.advance(pending // _MEGABYTE)
+            pending %= _MEGABYTE
+
+    try:
+        return file_sha256(path, on_read)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the disk.") from error
+
+
+def _sign(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_unchanged(signs: Mapping[Path, tuple[int, int]]) -> None:
+    changed = [path.name for path, sign in signs.items() if _sign(path) != sign]
+    if changed:
+        raise MergeError(f"{', '.join(changed)} changed while it was merged; nothing was written.", "Start again.")
+
+
+def _copy_yaml(plan: MergePlan) -> Path | None:
+    """The description beside the result; a result without the one it needs is taken back."""
+    if plan.yaml is None:
+        return None
+    try:
+        return write_bytes_atomic(sibling_path(plan.output), plan.yaml.read_bytes(), overwrite=plan.config.overwrite)
+    except BaseException:
+        plan.output.unlink(missing_ok=True)
+        raise

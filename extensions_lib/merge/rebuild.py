@@ -1,0 +1,104 @@
+"""Making a merged file again from its recipe and its models, found by content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..config.merge import load_merge
+from ..control import JobControl
+from ..errors import FormatError, MergeError, ModelError
+from ..events import Warned
+from ..formats.safetensors_io import read_header
+from .execute import Emit, HashOf, Merged, execute, hash_with_progress
+from .plan import plan_merge
+from .recipe import OWN_RECIPE, Parent, Recipe, recipe_from_json
+
+_MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The file made again, and whether its bytes are those of the file the recipe was read from; None: it was not
+    compared, because only the recipe was given.
+    """
+
+    merged: Merged
+    is_same: bool | None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a merged .safetensors file, or in a .json file that holds it.
+
+    Raises FormatError for files without one, ModelError for a missing file.
+    """
+    if path.suffix.lower() == ".json":
+        try:
+            return recipe_from_json(path.read_text(encoding="utf-8"), path.name)
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the name.") from error
+    metadata = read_header(path)[1] if path.suffix.lower() == ".safetensors" else {}
+    if OWN_RECIPE not in metadata:
+        raise FormatError(f"{path.name} holds no recipe of a merge made here.", "Choose a file merged by Train Studio.")
+    return recipe_from_json(metadata[OWN_RECIPE], path.name)
+
+
+def rebuild(
+    source: Path,
+    folders: Sequence[Path],
+    output: Path,
+    control: JobControl,
+    emit: Emit,
+    *,
+    overwrite: bool = False,
+    hash_of: HashOf = lambda path: None,
+) -> Rebuilt:
+    """Make the file that `source` describes again, as `output`, from models somewhere below `folders`.
+
+    The models are known by size and sha256, whatever they are called now. Raises MergeError when one is not found;
+    otherwise as `read_recipe`, `plan_merge` and `execute`.
+    """
+    recipe = read_recipe(source)
+    if recipe.version != __version__:
+        emit(Warned(text=f"Made with version {recipe.version}, this is {__version__}: the bytes may differ."))
+    wanted = {parent.sha256: parent for parent in (*recipe.models, *([recipe.vae] if recipe.vae else []))}
+    found = find_models(wanted, folders, control, emit, hash_of)
+    missing = [f"{parent.name} ({sha256[:10]})" for sha256, parent in wanted.items() if sha256 not in found]
+    if missing:
+        searched = ", ".join(str(folder) for folder in folders)
+        raise MergeError(
+            f"{len(missing)} of {len(wanted)} models were not found below {searched}: {', '.join(missing)}.",
+            "Name the folder that holds them; they may have another name, not other content.",
+        )
+    plan = plan_merge(load_merge(_settings(recipe, found, output, overwrite)))
+    merged = execute(plan, control, emit, recipe=recipe)
+    if source.suffix.lower() == ".json":
+        return Rebuilt(merged, None)
+    hashes = {hash_with_progress(path, control, emit) for path in (source, merged.path)}
+    return Rebuilt(merged, len(hashes) == 1)
+
+
+def find_models(
+    wanted: Mapping[str, Parent], folders: Sequence[Path], control: JobControl, emit: Emit, hash_of: HashOf
+) -> dict[str, Path]:
+    """{sha256: path} of the models found below the folders. Only files of a size that is wanted are read."""
+    found: dict[str, Path] = {}
+    candidates = sorted({path for folder in folders for path in folder.rglob("*") if path.suffix in _MODEL_SUFFIXES})
+    for path in candidates:
+        sizes = {parent.size_bytes for sha256, parent in wanted.items() if sha256 not in found}
+        if path.is_file() and path.stat().st_size in sizes:
+            sha256 = hash_of(path) or hash_with_progress(path, control, emit)
+            if sha256 in wanted:
+                found.setdefault(sha256, path)
+    return found
+
+
+def _settings(recipe: Recipe, found: Mapping[str, Path], output: Path, overwrite: bool) -> dict[str, object]:
+    settings = dict(recipe.settings)
+    paths = [str(found[parent.sha256]) for parent in recipe.models]
+    models = [{**model, "path": path} for model, path in zip(settings["models"], paths, strict=True)]
+    vae = str(found[recipe.vae.sha256]) if recipe.vae else ""
+    place = {"name": output.stem, "folder": str(output.parent), "overwrite": overwrite}
+    return {**settings, "models": models, "bake_vae": vae, **place}

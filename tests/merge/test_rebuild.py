@@ -1,0 +1,113 @@
+"""A merged file made again from its recipe, to the last bit, and its lineage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from extensions_lib.config.merge import FORMULAS
+from extensions_lib.control import JobControl
+from extensions_lib.errors import FormatError, MergeError, ModelError
+from extensions_lib.events import Warned
+from extensions_lib.formats.lineage import lineage, lineage_lines
+from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
+from extensions_lib.merge.rebuild import read_recipe, rebuild
+from extensions_lib.merge.recipe import OWN_RECIPE
+
+
+def again(source, folder, output, events=None):
+    return rebuild(source, [folder], output, JobControl(), (events if events is not None else []).append)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_the_same_bytes_from_renamed_models(formula, tmp_path, abc, merge):
+    count = max(FORMULAS[formula].min_models, FORMULAS[formula].max_models or 2)
+    path = merge(abc[:count], formula=formula, seed=5, alpha="0.3, IN=0.6").path
+    moved = tmp_path / "elsewhere" / "deep"
+    moved.mkdir(parents=True)
+    for index, model in enumerate(abc):
+        shutil.move(model, moved / f"renamed{index}.safetensors")
+    result = again(path, tmp_path / "elsewhere", tmp_path / "again.safetensors")
+    assert result.is_same is True
+    assert result.merged.path.read_bytes() == path.read_bytes()
+
+
+def test_a_baked_vae_and_parts_come_back_too(tmp_path, abc, merge):
+    path = merge(abc[:2], bake_vae=str(abc[2]), text_encoder="b", discard="^betas$", dtype="bf16").path
+    assert again(path, abc[0].parent, tmp_path / "again.safetensors").is_same is True
+
+
+def test_from_the_recipe_alone(tmp_path, abc, merge):
+    path = merge(abc[:2]).path
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(read_header(path)[1][OWN_RECIPE], encoding="utf-8")
+    result = again(recipe, abc[0].parent, tmp_path / "again.safetensors")
+    assert result.is_same is None and result.merged.path.read_bytes() == path.read_bytes()
+
+
+def test_a_model_that_is_not_there(tmp_path, abc, merge):
+    path = merge(abc[:2]).path
+    data = bytearray(abc[1].read_bytes())
+    data[-1] ^= 1
+    abc[1].write_bytes(data)
+    with pytest.raises(MergeError) as caught:
+        again(path, abc[0].parent, tmp_path / "again.safetensors")
+    assert f"1 of 2 models were not found below {abc[0].parent}: b.safetensors (" in str(caught.value)
+
+
+def test_a_file_that_was_changed_afterwards_is_told_from_the_rebuilt_one(tmp_path, abc, merge):
+    path = merge(abc[:2]).path
+    tensors = {name: tensor + 1 for name, tensor in read_tensors(path).items()}
+    write_atomic(path, tensors, read_header(path)[1], overwrite=True)
+    assert again(path, abc[0].parent, tmp_path / "again.safetensors").is_same is False
+
+
+def test_another_version_is_said(tmp_path, abc, merge):
+    recipe = json.loads(read_header(merge(abc[:2]).path)[1][OWN_RECIPE])
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({**recipe, "version": "0.0.1"}), encoding="utf-8")
+    events = []
+    again(path, abc[0].parent, tmp_path / "again.safetensors", events)
+    assert any("version 0.0.1" in event.text for event in events if isinstance(event, Warned))
+
+
+def test_files_without_a_recipe(tmp_path, abc):
+    with pytest.raises(FormatError, match="a.safetensors holds no recipe"):
+        read_recipe(abc[0])
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_recipe(tmp_path / "none.json")
+    for text in ("{}", "no", '{"models": [{"name": "x"}], "vae": null, "settings": {}, "version": "1"}'):
+        (tmp_path / "bad.json").write_text(text, encoding="utf-8")
+        with pytest.raises(FormatError, match="the recipe cannot be read"):
+            read_recipe(tmp_path / "bad.json")
+
+
+def test_the_lineage_of_a_merge_of_merges(abc, merge):
+    first = merge(abc[:2], name="first").path
+    second = merge([first, abc[2]], name="second", alpha="0.25").path
+    tree = lineage(read_header(second)[1])
+    assert [model["name"] for model in tree["models"]] == ["first", "c"]
+    assert [model["name"] for model in tree["models"][0]["made_from"]["models"]] == ["a", "b"]
+    lines = lineage_lines("second", tree)
+    names = ["second: Weighted sum, 0.25", "|-- first", "|   |-- a", "|   `-- b", "`-- c"]
+    assert [line.split(" [")[0] for line in lines] == names
+    assert lines[1].endswith("]: Weighted sum, 0.5")
+
+
+def test_more_than_three_models_and_none(abc, merge):
+    weighted = [{"path": str(abc[0])}, *({"path": str(abc[i % 3]), "weight": "0.1"} for i in range(1, 5))]
+    tree = lineage(read_header(merge(weighted).path)[1])
+    assert [model["name"] for model in tree["models"]] == ["a", "b", "c", "a", "b"]
+    assert lineage({}) is None and lineage_lines("x", None) == ["x"]
+
+
+def test_the_webuis_own_merges_and_damaged_ones():
+    hashes = {"primary_model_hash": "aa", "secondary_model_hash": "bb", "tertiary_model_hash": None}
+    recipe = {"interp_method": "Weighted sum", "multiplier": 0.3, **hashes}
+    models = {"aa": {"name": "one", "sd_merge_recipe": json.dumps(recipe)}, "bb": 3}
+    tree = lineage({"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(models)})
+    assert [model["name"] for model in tree["models"]] == ["one", "unknown"]
+    assert lineage({"sd_merge_recipe": "no", "sd_merge_models": "[]"}) is None
+    assert len(lineage_lines("x", tree)) < 100, "it names itself, and ends"
