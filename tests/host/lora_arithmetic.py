@@ -12,23 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+from host_process import load_host
+
 THIRDS = {"_q_proj": 0, "_k_proj": 1, "_v_proj": 2}
-
-
-def load_host(root, checkpoint, data):
-    """The host's modules and its model, without page and server; what it writes goes to the folder `data`."""
-    os.chdir(root)
-    sys.path[:0] = [root, os.path.join(root, "extensions-builtin", "Lora")]
-    flags = "--use-cpu all --no-half --precision full --no-hashing --skip-install --skip-torch-cuda-test"
-    sys.argv = ["webui.py", *flags.split(), "--no-download-sd-model", "--data-dir", data, "--ckpt", checkpoint]
-    from modules import initialize
-
-    initialize.imports()
-    from modules import initialize_util, sd_models
-
-    initialize_util.fix_torch_version()
-    sd_models.list_models()
-    return sd_models.load_model(sd_models.CheckpointInfo(checkpoint))
 
 
 def base_weight(module):
