@@ -10,7 +10,6 @@ import pytest
 from extensions_lib.config.artefacts import ARTEFACTS
 from extensions_lib.config.codec import load
 from extensions_lib.config.job import TrainJobConfig
-from extensions_lib.config.methods import LoraConfig
 from extensions_lib.jobs.clashes import contains, name_warnings, result_files, word_warnings
 from extensions_lib.models.tokenizer import PromptTokenizer
 
@@ -61,10 +60,9 @@ def test_a_file_of_the_same_name_is_named(results: dict[str, Path]) -> None:
     assert name_warnings(job("lora", "other"), results["lora"] / "other.safetensors", results) == []
 
 
-def test_a_checkpoint_meets_only_checkpoints(results: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoraConfig, "artefact_kind", "checkpoint")
+def test_a_checkpoint_meets_only_checkpoints(results: dict[str, Path]) -> None:
     own = results["checkpoint"] / "sub" / "zbadge.safetensors"
-    assert name_warnings(job("lora", "zbadge"), own, results) == [
+    assert name_warnings(job("dreambooth", "zbadge"), own, results) == [
         "'zbadge' is also the name of another checkpoint, zbadge.safetensors: the WebUI lists both, and they are "
         "easily mixed up."
     ]

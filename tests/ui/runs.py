@@ -24,7 +24,7 @@ def job_config(name: str = "zbadge", kind: str = "lora", **changes: Any) -> Trai
     table = {
         "name": name,
         "base_model": "/models/practice.safetensors",
-        "preset": "lora_character" if kind == "lora" else "embedding_subject",
+        "preset": {"lora": "lora_character", "textual_inversion": "embedding_subject"}.get(kind, ""),
         "dataset": {"folder": "/pictures", "resolution_px": 64},
         "method": {"kind": kind},
         "training": {"max_train_steps": 1200},

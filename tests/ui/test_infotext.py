@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from extensions_lib.config.methods import LoraConfig
 from extensions_lib.config.preview import SAMPLERS, PreviewPrompt
 from extensions_lib.ui.infotext import WEBUI_SAMPLERS, infotext, prompt_text, use_note
 
@@ -104,18 +103,17 @@ def test_what_calls_a_result() -> None:
     assert prompt_text("of an older version", "zbadge", "zword") == "zword"
 
 
-def test_a_hypernetwork_has_a_tag_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoraConfig, "artefact_kind", "hypernetwork")
-    assert prompt_text("lora", "zbadge-000400", "zword") == "<hypernet:zbadge-000400:1> zword"
-    config = job_config(dataset={"folder": "/p", "trigger_word": "zword"})
+def test_a_hypernetwork_has_a_tag_of_its_own() -> None:
+    assert prompt_text("hypernetwork", "zbadge-000400", "zword") == "<hypernet:zbadge-000400:1> zword"
+    config = job_config(kind="hypernetwork", dataset={"folder": "/p", "trigger_word": "zword"})
     text = infotext(config, PreviewPrompt(prompt="a [name]"), "zbadge-000400")
     assert read_back(text)[0] == "a zword <hypernet:zbadge-000400:1>"
 
 
-def test_a_checkpoint_is_the_model_and_has_to_be_selected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoraConfig, "artefact_kind", "checkpoint")
-    assert prompt_text("lora", "zbadge-000400", "zword") == "zword"
-    assert use_note("lora", "zbadge.safetensors") == "select zbadge.safetensors as the checkpoint yourself"
+def test_a_checkpoint_is_the_model_and_has_to_be_selected() -> None:
+    assert prompt_text("dreambooth", "zbadge-000400", "zword") == "zword"
+    assert use_note("dreambooth", "zbadge.safetensors") == "select zbadge.safetensors as the checkpoint yourself"
     assert use_note("textual_inversion", "zemb.safetensors") == "nothing else changes"
-    prompt, _, values = read_back(infotext(job_config(), PreviewPrompt(prompt="a [name]"), "zbadge-000400"))
+    config = job_config(kind="dreambooth")
+    prompt, _, values = read_back(infotext(config, PreviewPrompt(prompt="a [name]"), "zbadge-000400"))
     assert (prompt, values["Model"]) == ("a zbadge", "zbadge-000400")

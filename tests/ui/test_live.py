@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from extensions_lib.config.methods import LoraConfig
 from extensions_lib.config.preview import PreviewPrompt
 from extensions_lib.errors import ExtensionError
 from extensions_lib.events import (
@@ -361,9 +360,8 @@ def test_marks_for_the_script(manager: FakeManager) -> None:
     assert "data-ts-active" in live(manager)
 
 
-def test_a_published_checkpoint_is_marked_for_the_script(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoraConfig, "artefact_kind", "checkpoint")
-    trained(manager, *saved(2))
+def test_a_published_checkpoint_is_marked_for_the_script(manager: FakeManager) -> None:
+    trained(manager, *saved(2), kind="dreambooth")
     assert 'data-ts-published="1" data-ts-checkpoints="1"' in live(manager)
 
 
