@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from ..config.codec import dump
 from ..config.methods import METHOD_CONFIGS, artefact_kind
-from ..config.presets import PRESETS
+from ..config.presets import AUTO, FAMILY_NAMES, PRESETS, preset_reasons, preset_values
 from ..errors import ConfigError
 from ..jobs.status import JobStatus
 from ..jobs.store import REQUESTS
@@ -52,8 +52,10 @@ class Routes:
         self._manager = manager
         self._host = host
 
-    def presets(self) -> Response:
-        """`presets` are built in: name one as a job's `preset`. `user_presets` are partial job tables to build on.
+    def presets(self, family: str = Query(AUTO, enum=[AUTO, *FAMILY_NAMES])) -> Response:
+        """`presets` are built in, here for base models of `family`: name one as a job's `preset`.
+
+        `user_presets` are partial job tables to build on; `reasons` say why each number of the built-in ones is it.
 
         `unreadable` are presets whose file is damaged, each with what is wrong.
         """
@@ -66,7 +68,14 @@ class Routes:
                 usable[name] = saved.load(name)
             except ConfigError as error:
                 unreadable[name] = error.message
-        return self._answer({"presets": PRESETS, "user_presets": usable, "unreadable": unreadable})
+        known = read_word({"family": family}, "family", (AUTO, *FAMILY_NAMES))
+        found = {name: preset_values(name, known) for name in PRESETS}
+        reasons = {
+            name: {path: each.reason for path, each in preset_reasons(name, known).items()} for name in PRESETS
+        }
+        return self._answer(
+            {"presets": found, "reasons": reasons, "user_presets": usable, "unreadable": unreadable}
+        )
 
     def settings(self) -> Response:
         """The JSON schema of a job: every setting with type, default, range, choices, unit and meaning."""
@@ -185,7 +194,7 @@ def _summary(status: JobStatus) -> dict[str, Any]:
 
 
 def _add_reading(router: APIRouter, routes: Routes) -> None:
-    _get(router, "/presets", routes.presets, "Start values by purpose")
+    _get(router, "/presets", routes.presets, "Start values by purpose and model family", 400)
     _get(router, "/settings", routes.settings, "All settings")
     _get(router, "/host", routes.host, "The host")
     _get(router, "/jobs", routes.jobs, "All jobs")

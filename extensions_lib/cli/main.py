@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..config.codec import read_job_file
 from ..config.methods import METHOD_CONFIGS
-from ..config.reference import commented_job, reference_table
+from ..config.presets import AUTO, FAMILY_NAMES
+from ..config.reference import commented_job, presets_table, reference_table
 from ..control import JobControl
 from ..errors import (
     ConfigError,
@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     like.add_argument("--output", type=Path, help="the job file to write; without it: the screen")
     init = command("init", _init, "Print a commented job file for a method.")
     init.add_argument("method", choices=tuple(METHOD_CONFIGS))
+    init.add_argument("--family", choices=(AUTO, *FAMILY_NAMES), default=AUTO, help="of the base model")
     command("settings", _settings, "Print the reference table of all settings.")
+    command("presets", _presets, "Print all start values by purpose and model family, each with its reason.")
     demo = command("demo", _demo, "Train the practice model on its practice subject and draw the result.")
     demo.add_argument("--folder", type=Path, default=Path("demo"))
     page = command("ui", _ui, "Serve the page without a WebUI, filled in for the practice model.")
@@ -109,8 +111,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    config = read_job_file(options.job)
+    from ..jobs.families import read_job
     from ..jobs.run import start
+
+    config = read_job(options.job)
 
     with _interruptible() as control, closing(ConsoleDisplay(sys.stdout)) as display:
         return _exit_code(start(config, control, (display,)))
@@ -166,12 +170,17 @@ def _like(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    print(commented_job(options.method), end="")
+    print(commented_job(options.method, options.family), end="")
     return 0
 
 
 def _settings(options: argparse.Namespace) -> int:
     print(reference_table(), end="")
+    return 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    print(presets_table(), end="")
     return 0
 
 

@@ -15,7 +15,7 @@ from ..errors import ConfigError, Problem
 from .field import REQUIRED, Setting, settings_of
 from .job import TrainJobConfig
 from .methods import METHOD_CONFIGS, PivotalConfig
-from .presets import PRESETS, default_preset, merge
+from .presets import AUTO, FAMILY_NAMES, PRESETS, default_preset, merge, method_of, preset_values
 from .words import EmbeddingConfig
 
 FORBIDDEN_IN_NAMES = '<>:=,|/\\"?*'
@@ -97,18 +97,19 @@ def _with_preset(table: Mapping[str, Any], problems: list[Problem]) -> dict[str,
     if isinstance(method, str):
         table = {**table, "method": {"kind": method}}
     kind = table["method"].get("kind") if isinstance(table.get("method"), Mapping) else None
-    preset = table.get("preset")
+    preset, family = table.get("preset"), table.get("family")
+    family = family if isinstance(family, str) and family in FAMILY_NAMES else AUTO
     if not preset:
         is_known = isinstance(kind, str) and kind in METHOD_CONFIGS
-        return merge(PRESETS[default_preset(kind)], table) if is_known else dict(table)
+        return merge(preset_values(default_preset(kind), family), table) if is_known else dict(table)
     if not isinstance(preset, str) or preset not in PRESETS:
         problems.append(Problem("preset", _not_one_of(preset, tuple(PRESETS))))
         return dict(table)
-    preset_kind = PRESETS[preset]["method"]["kind"]
+    preset_kind = method_of(preset)
     if kind is not None and kind != preset_kind:
         problems.append(Problem("preset", f"'{preset}' is for method '{preset_kind}', the job's method is '{kind}'"))
         return dict(table)
-    return merge(PRESETS[preset], table)
+    return merge(preset_values(preset, family), table)
 
 
 def _load_dataclass(cls: type, table: Any, path: str, problems: list[Problem]) -> Any:

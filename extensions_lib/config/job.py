@@ -8,6 +8,7 @@ from .dataset import DatasetConfig
 from .field import option
 from .methods import MethodConfig
 from .optimizer import OptimizerConfig
+from .presets import AUTO, FAMILY_NAMES
 from .preview import PreviewConfig
 from .training import TrainingConfig
 from .words import EmbeddingConfig
@@ -59,6 +60,12 @@ class TrainJobConfig:
     base_model: str = option(help="The checkpoint to start from: .safetensors, .ckpt or a diffusers folder.")
     vae: str = option("", help="A separate VAE file; empty: the checkpoint's own.", advanced=True)
     preset: str = option("", help="Start values; empty: the method's first preset.")
+    family: str = option(
+        AUTO,
+        help="The model family whose start values the preset gives. auto: the base model's.",
+        choices=(AUTO, *FAMILY_NAMES),
+        advanced=True,
+    )
     dataset: DatasetConfig = option(help="The pictures.")
     method: MethodConfig = option(help="What is trained.")
     training: TrainingConfig = option(factory=TrainingConfig, help="The loop.")

@@ -1,4 +1,4 @@
-"""Texts made from the declarations: the reference table of all settings, and a commented job file."""
+"""Texts made from the declarations: the reference tables of settings and start values, and a commented job file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from .field import Setting, settings_of
 from .job import TrainJobConfig
 from .merge import MergeConfig, MergeModel
 from .methods import METHOD_CONFIGS
-from .presets import PRESETS, default_preset
+from .presets import (
+    AUTO,
+    FAMILY_NAMES,
+    PRESETS,
+    Because,
+    default_preset,
+    method_of,
+    preset_reasons,
+    preset_values,
+)
 
 
 def reference_table() -> str:
@@ -68,29 +77,55 @@ def _accepted(setting: Setting) -> str:
     return f"{option.min or 0:.10g}{high} {option.unit}".strip()
 
 
-def commented_job(kind: str) -> str:
+def presets_table() -> str:
+    """All start values as Markdown: one table a preset, each value with its reason, then what other families need."""
+    parts = []
+    for name in PRESETS:
+        rows = _reasons(preset_reasons(name))
+        for family in FAMILY_NAMES:
+            rows += _reasons(_differing(name, family), f"{family}: ")
+        head = f"## {name}\n\nMethod `{method_of(name)}`; values without a family are those for Stable Diffusion 1.\n\n"
+        parts.append(head + "\n".join(["| Setting | Value | Because |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _reasons(reasons: Mapping[str, Because], before: str = "") -> list[str]:
+    return [f"| {before}`{path}` | `{_toml(each.value)}` | {each.reason} |" for path, each in reasons.items()]
+
+
+def _differing(name: str, family: str) -> dict[str, Because]:
+    """What a family adds to the first, without what the one it is built on, 'sdxl' for 'sdxl_v', adds already."""
+    built_on = family.removesuffix("_v") if family.endswith("_v") else "sd1"
+    below = preset_reasons(name, built_on)
+    return {path: each for path, each in preset_reasons(name, family).items() if below.get(path) != each}
+
+
+def commented_job(kind: str, family: str = AUTO) -> str:
     """A job file (TOML) for a method: what must be given, then everything else, commented out, with its meaning.
+
+    The values are those for base models of `family`.
 
     Raises KeyError for an unknown method.
     """
     preset = default_preset(kind)
+    values = preset_values(preset, family)
     lines = [
         "# A Train Studio job. What is commented out has the value shown.",
         'name = "my-subject"',
         'base_model = "model.safetensors"',
         f'preset = "{preset}"   # {", ".join(name for name in PRESETS if PRESETS[name]["method"]["kind"] == kind)}',
-        *_commented(TrainJobConfig, {}, skip=("name", "base_model", "preset")),
+        *_commented(TrainJobConfig, {"family": family}, skip=("name", "base_model", "preset")),
         "",
         "[dataset]",
         'folder = "pictures"',
-        *_commented(_section_type("dataset"), PRESETS[preset].get("dataset", {}), skip=("folder",)),
+        *_commented(_section_type("dataset"), values.get("dataset", {}), skip=("folder",)),
         "",
         "[method]",
         f'kind = "{kind}"',
-        *_commented(METHOD_CONFIGS[kind], PRESETS[preset]["method"], skip=("kind",)),
+        *_commented(METHOD_CONFIGS[kind], values["method"], skip=("kind",)),
     ]
     for section in ("training", "optimizer", "preview", "output"):
-        lines += ["", f"[{section}]", *_commented(_section_type(section), PRESETS[preset].get(section, {}))]
+        lines += ["", f"[{section}]", *_commented(_section_type(section), values.get(section, {}))]
     return "\n".join(lines) + "\n"
 
 

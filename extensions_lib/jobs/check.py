@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.job import TrainJobConfig
+from ..config.presets import AUTO
 from ..errors import OutputError
 from ..ports import Host
 from .check_pictures import Captions, bucket_counts, caption_warnings, captions_of, picture_checks
@@ -149,6 +150,7 @@ def _check_settings(config: TrainJobConfig, parts: _Parts, findings: Findings) -
         findings.attempt("optimizer.optimizer", lambda: _try_optimizer(config, rates[0]))
     if parts.outline is None:
         return
+    findings.warnings += _family_warnings(config, parts.outline)
     num_layers, clip_skip = parts.outline.text_encoder.config.num_hidden_layers, config.training.clip_skip
     if clip_skip > num_layers:
         findings.add(
@@ -156,6 +158,14 @@ def _check_settings(config: TrainJobConfig, parts: _Parts, findings: Findings) -
             f"clip_skip is {clip_skip}; the text encoder of this base model has {num_layers} layers.",
             f"Choose 1 to {num_layers}.",
         )
+
+
+def _family_warnings(config: TrainJobConfig, outline: ModelBundle) -> list[str]:
+    """Start values of another family train, but not well."""
+    found = outline.family.name
+    if config.family == AUTO or config.family.partition("_")[0] == found:
+        return []
+    return [f"The start values are those for {config.family}, the base model is {found}: choose them again."]
 
 
 def _try_optimizer(config: TrainJobConfig, rate: float) -> None:

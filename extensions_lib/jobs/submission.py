@@ -12,6 +12,7 @@ from ..config.presets import PRESETS, merge
 from ..errors import ConfigError, Problem
 from ..ports import Host
 from .access import check_access
+from .families import with_family
 
 
 def prepare_job(table: Mapping[str, Any], host: Host) -> TrainJobConfig:
@@ -19,14 +20,15 @@ def prepare_job(table: Mapping[str, Any], host: Host) -> TrainJobConfig:
 
     A base model may be named by the host's title of it. Raises ConfigError with every mistake, or AccessError.
     """
-    config = load(with_host_values(table, host))
+    filled = with_host_values(table, host)
+    config = load(filled)
     if not config.dataset.folder.strip():  # would be the folder the server was started in
         raise ConfigError([Problem("dataset.folder", "is empty")], "Give the pictures, or the folder that holds them.")
     reason = host.unusable_methods().get(config.method.kind)
     if reason:
         raise ConfigError([Problem("method.kind", f"is {config.method.kind!r}, which is of no use here: {reason}")])
     check_access(config, host.access(), host)
-    return config
+    return load(with_family(filled))  # reads the base model's file, so not before it may be read
 
 
 def with_host_values(table: Mapping[str, Any], host: Host) -> dict[str, Any]:

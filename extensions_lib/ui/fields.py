@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 from ..config.field import Setting, settings_of
 from ..config.job import TrainJobConfig
 from ..config.methods import METHOD_CONFIGS
-from ..config.presets import PRESETS, default_preset, merge
+from ..config.presets import AUTO, FAMILY_NAMES, default_preset, merge, preset_values
 from ..config.preview import PreviewPrompt
 from .wording import LABELS, PREVIEW_PROMPTS_TEXT, words_of
 
@@ -22,7 +22,8 @@ NOT_SHOWN = {"job.schema_version", "job.preset", "output.folder", "output.runs_f
     "output.lora_folder", "output.embedding_folder", *(
     f"{kind}.kind" for kind in METHOD_CONFIGS)}  # fmt: skip
 # On the upper part of the page, and not among the start values.
-ESSENTIAL = ("job.name", "job.base_model", "dataset.folder", "dataset.trigger_word")
+FAMILY = "job.family"  # follows from the base model; its control is hidden
+ESSENTIAL = ("job.name", "job.base_model", FAMILY, "dataset.folder", "dataset.trigger_word")
 PATHS = {"job.base_model", "job.vae", "dataset.folder", "dataset.validation_folder", *(
     f"{kind}.start_from" for kind in METHOD_CONFIGS), "pivotal.embedding_start_from"}  # fmt: skip
 PROMPTS = "preview.prompts"
@@ -164,7 +165,8 @@ def shown_values(table: Mapping[str, Any]) -> dict[str, Shown]:
     Settings of other methods show theirs too. The table must name a method.
     """
     kind = table["method"]["kind"]
-    full = merge(PRESETS[table.get("preset") or default_preset(kind)], table)
+    preset = table.get("preset") or default_preset(kind)
+    full = merge(preset_values(preset, table.get("family", AUTO)), table)
     shared, lines = _prompt_lines(_prompts_setting(), full.get("preview", {}).get("prompts", ()))
     shown: dict[str, Shown] = {}
     for field in all_fields():
@@ -181,8 +183,10 @@ def shown_values(table: Mapping[str, Any]) -> dict[str, Shown]:
 
 def read_values(shown: Mapping[str, Shown], kind: str, preset: str) -> dict[str, Any]:
     """A job table from what the controls show: the method, the preset, and what differs from its values."""
-    start = shown_values({"preset": preset, "method": {"kind": kind}})
     table: dict[str, Any] = {"preset": preset, "method": {"kind": kind}}
+    if shown.get(FAMILY) in FAMILY_NAMES:
+        table["family"] = shown[FAMILY]
+    start = shown_values(table)
     for field in all_fields():
         if field.section == PROMPT_SECTION or field.key == PROMPTS or not field.applies_to(kind):
             continue

@@ -11,17 +11,20 @@ import gradio as gr
 from ..config.codec import dump
 from ..config.foreign.recipe import Recipe
 from ..config.job import TrainJobConfig
+from ..config.presets import AUTO
+from ..config.presets.families import PARTS
 from ..errors import AccessError, ConfigError, ExtensionError, Problem
 from ..jobs.manager import JobManager
 from ..jobs.submission import prepare_job
 from ..jobs.user_presets import UserPresets
 from ..ports import Host
 from .compat import path_of
-from .fields import ESSENTIAL, Shown, all_fields, read_values, shown_values
+from .fields import ESSENTIAL, FAMILY, Shown, all_fields, read_values, shown_values
 from .forms import Form
 from .messages import done_html, error_html, recipe_html
 from .presets import MINE, chosen, label_of_preset, start_values
 from .uploads import keep_uploads
+from .wording import FAMILY_WORDS
 
 THE_LOADED_ONE = "The loaded checkpoint"
 NO_FILES = "Give either a folder or dropped files; empty the other."
@@ -68,7 +71,7 @@ class Handlers:
             table["dataset"]["folder"] = str(keep_uploads(paths, place, str(table["name"])))
         return prepare_job(table, self._host)
 
-    def choose_method(self, kind: str, shown_kind: str) -> list[Any]:
+    def choose_method(self, kind: str, shown_kind: str, family: str = AUTO) -> list[Any]:
         """Updates of the method shown, 'For', the methods' groups and all controls.
 
         None of them changes when that method is shown already: gradio 4 calls this too when `load_source` chose it.
@@ -80,22 +83,43 @@ class Handlers:
             kind,
             gr.update(choices=[entry.label for entry in entries], value=entries[0].label),
             *self._form.group_updates(kind),
-            *self._fill(entries[0].job_table(), kind),
+            *self._fill(entries[0].job_table(), kind, family),
         ]
 
-    def choose_start(self, kind: str, start: str) -> list[Any]:
+    def choose_base(self, kind: str, start: str, *values: Shown) -> list[Any]:
+        """After the base checkpoint may have changed: updates of the message and all controls.
+
+        Another family has other start values; what the user changed stays.
+        """
+        untouched = [gr.update() for _ in range(1 + len(self._form.keys))]
+        shown = dict(zip(self._form.keys, values, strict=True))
+        family = self._family_of(str(shown["job.base_model"] or ""))
+        if family in (AUTO, shown[FAMILY]):
+            return untouched
+        try:
+            preset = chosen(start, kind, self._mine()).preset
+        except ExtensionError:
+            return untouched
+        table = {**read_values(shown, kind, preset), "family": family}
+        keep = [key for key in ESSENTIAL if key != FAMILY]
+        updates = self._form.updates(shown_values(table), kind, keep=keep)
+        if PARTS[family] == PARTS.get(str(shown[FAMILY]), ()):
+            return [gr.update(), *updates]
+        return [done_html(f"The start values are now those for {FAMILY_WORDS[family]}."), *updates]
+
+    def choose_start(self, kind: str, start: str, family: str = AUTO) -> list[Any]:
         """Updates of the message and all controls."""
         try:
             table = chosen(start, kind, self._mine()).job_table()
         except ExtensionError as error:
             return [error_html(error, kind), *(gr.update() for _ in self._form.keys)]
-        return ["", *self._fill(table, kind)]
+        return ["", *self._fill(table, kind, family)]
 
     def save_mine(self, kind: str, start: str, name: str, *values: Shown) -> list[Any]:
         """Keep the start values under a name of the user's; updates of the message and 'For'."""
         try:
             table = self._table(kind, start, values)
-            for key in ("name", "base_model"):
+            for key in ("name", "base_model", "family"):
                 table.pop(key, None)
             for key in ("folder", "trigger_word"):
                 table["dataset"].pop(key, None)
@@ -114,8 +138,8 @@ class Handlers:
             return [error_html(error, kind), gr.update()]
         return [done_html(f"'{start}' is deleted."), self._choices(kind, None)]
 
-    def load_source(self, kind: str, source: str) -> list[Any]:
-        """Fill the form with 'run:ID' or 'preset:NAME'.
+    def load_source(self, kind: str, source: str, family: str = AUTO) -> list[Any]:
+        """Fill the form with 'run:ID' or 'preset:NAME', over the start values for `family` where it names none.
 
         Updates of the message, the method, the method shown, 'For', the methods' groups and all controls.
         """
@@ -123,7 +147,7 @@ class Handlers:
             text, start, table, keep = self._source(source)
         except ExtensionError as error:
             return self._untouched(error_html(error, kind))
-        return self._filled(done_html(text), start, table, keep)
+        return self._filled(done_html(text), start, {"family": family, **table}, keep)
 
     def _untouched(self, message: str) -> list[Any]:
         untouched = 3 + len(self._form.groups) + len(self._form.keys)
@@ -140,7 +164,9 @@ class Handlers:
             *self._form.updates(self._shown(table), kind, keep=keep),
         ]
 
-    def like(self, kind: str, file: Any, path: str, pictures: Sequence[Any] | None, folder: str) -> list[Any]:
+    def like(
+        self, kind: str, file: Any, path: str, pictures: Sequence[Any] | None, folder: str, family: str = AUTO
+    ) -> list[Any]:
         """Fill the form with the settings of an uploaded file or of the one at `path`; updates as of `load_source`.
 
         The user's own pictures, dropped or in `folder`, are counted for settings that the file counts in epochs.
@@ -153,7 +179,7 @@ class Handlers:
         except ExtensionError as error:
             return self._untouched(error_html(error, kind))
         start = label_of_preset(recipe.table.get("preset", ""), kind_there)
-        table, keep, base = self._with_base_model(recipe)
+        table, keep, base = self._with_base_model(recipe, family)
         text = f"The form is filled in from {recipe.source}. What it does not say is as for '{start}'. {base}"
         return self._filled(recipe_html(recipe, text.strip()), start, table, keep)
 
@@ -195,8 +221,21 @@ class Handlers:
         shown["job.base_model"] = titles.get(base) or str(shown["job.base_model"]) or default
         return shown
 
-    def _fill(self, table: Mapping[str, Any], kind: str) -> list[Any]:
-        return self._form.updates(self._shown(table), kind, keep=ESSENTIAL)
+    def _fill(self, table: Mapping[str, Any], kind: str, family: str) -> list[Any]:
+        return self._form.updates(self._shown({**table, "family": family}), kind, keep=ESSENTIAL)
+
+    def _family_of(self, base: str) -> str:
+        """The family of the checkpoint that is shown by its title, or by a path that may be looked at; else AUTO."""
+        from ..jobs.access import check_file
+        from ..jobs.families import family_of
+
+        if base in ("", THE_LOADED_ONE):
+            return family_of(self._host.selected_base_model())
+        listed = {model.title: model.path for model in self._host.base_models()}
+        try:
+            return family_of(listed.get(base) or check_file(base, self._host.access(), self._host))
+        except ExtensionError:
+            return AUTO
 
     def _source(self, source: str) -> tuple[str, str, Mapping[str, Any], Sequence[str]]:
         """What to say, what 'For' becomes, the job table, and which fields stay as they are."""
@@ -233,21 +272,28 @@ class Handlers:
             return None
         return count_pictures(place.rglob("*")) if place.is_dir() else None
 
-    def _with_base_model(self, recipe: Recipe) -> tuple[dict[str, Any], Sequence[str], str]:
-        """The table with the checkpoint of that name, if the host has one; which fields stay; what to say of it."""
+    def _with_base_model(self, recipe: Recipe, family: str) -> tuple[dict[str, Any], Sequence[str], str]:
+        """The table with the checkpoint of that name, if the host has one; which fields stay; what to say of it.
+
+        `family` is that of the checkpoint that is chosen now.
+        """
+        from ..jobs.families import family_of
+
         name = PureWindowsPath(recipe.base_model).name
-        table = {key: value for key, value in recipe.table.items() if key != "base_model"}
+        table = {key: value for key, value in recipe.table.items() if key != "base_model"} | {"family": family}
         if not name:
             return table, ESSENTIAL, ""
         for model in self._host.base_models():
             if model.path.name == name or model.path.stem == name:
-                keep = [key for key in ESSENTIAL if key != "job.base_model"]
-                return {**table, "base_model": str(model.path)}, keep, f"Its base checkpoint {name} is chosen."
+                keep = [key for key in ESSENTIAL if key not in ("job.base_model", FAMILY)]
+                table |= {"base_model": str(model.path), "family": family_of(model.path)}
+                return table, keep, f"Its base checkpoint {name} is chosen."
         return table, ESSENTIAL, f"Its base checkpoint {name} is not in the list; choose one like it."
 
     def _submitted(self, config: TrainJobConfig) -> str:
-        active = self._manager.active()
-        ahead = [one.name for one in self._manager.statuses() if one.state == "queued" or one.job_id == active]
+        statuses = self._manager.statuses()
+        active = self._manager.active()  # asked last: a job that begins in between is in one of the two
+        ahead = [one.name for one in statuses if one.state == "queued" or one.job_id == active]
         self._manager.submit(config)
         if not ahead:
             return f'Training of "{config.name}" started.'

@@ -13,7 +13,7 @@ from ..jobs.manager import JobManager
 from ..jobs.user_presets import UserPresets
 from ..ports import Host
 from .compat import js_argument
-from .fields import shown_values
+from .fields import FAMILY, shown_values
 from .forms import Form, field_of
 from .handlers import Handlers
 from .markup import API
@@ -143,6 +143,7 @@ def _job_controls(form: Form, handlers: Handlers, host: Host, table: Mapping[str
             height=130,
         )
     with gr.Row(elem_id="train_studio_row_names"):
+        form.add(field_of(FAMILY), visible=False)
         form.add(field_of("job.name"))
         form.add(field_of("dataset.trigger_word"))
     return _Job(method, shown_method, start, files, refresh)
@@ -221,6 +222,14 @@ def _connect_job(
     )
     job.refresh.click(*lists, **QUICK)
     tab.load(*lists, **QUICK)
+    based: tuple[Callable[..., Any], list[Any], list[Any]] = (
+        handlers.choose_base,
+        [job.method, job.start, *form.components],
+        [message, *form.components],
+    )
+    form.component("job.base_model").input(*based, **QUICK)
+    job.refresh.click(*based, **QUICK)
+    tab.load(*based, **QUICK)
 
 
 def _connect_start_values(
@@ -230,18 +239,19 @@ def _connect_start_values(
     groups = list(form.groups.values())
     job.method.input(
         handlers.choose_method,
-        [job.method, job.shown_method],
+        [job.method, job.shown_method, form.component(FAMILY)],
         [job.shown_method, job.start, *groups, *form.components],
         **QUICK,
     )
-    job.start.input(handlers.choose_start, [job.method, job.start], [message, *form.components], **QUICK)
+    family = form.component(FAMILY)
+    job.start.input(handlers.choose_start, [job.method, job.start, family], [message, *form.components], **QUICK)
     save.click(handlers.save_mine, [job.method, job.start, name, *form.components], [message, job.start], **QUICK)
     delete.click(handlers.delete_mine, [job.method, job.start], [message, job.start], **QUICK)
 
 
 def _connect_like(handlers: Handlers, form: Form, job: _Job, message: Any, like: tuple[Any, Any, Any]) -> None:
     file, path, fill = like
-    inputs = [job.method, file, path, job.files, form.component("dataset.folder")]
+    inputs = [job.method, file, path, job.files, form.component("dataset.folder"), form.component(FAMILY)]
     fill.click(handlers.like, inputs, _form_outputs(form, job, message), **QUICK)
 
 
@@ -252,4 +262,5 @@ def _form_outputs(form: Form, job: _Job, message: Any) -> list[Any]:
 
 def _connect_load(handlers: Handlers, form: Form, job: _Job, message: Any, hidden: tuple[Any, Any]) -> None:
     source, button = hidden
-    button.click(handlers.load_source, [job.method, source], _form_outputs(form, job, message), **QUICK)
+    inputs = [job.method, source, form.component(FAMILY)]
+    button.click(handlers.load_source, inputs, _form_outputs(form, job, message), **QUICK)

@@ -20,15 +20,26 @@ PURPOSES = {
     "lora_character": "Person or character",
     "lora_object": "Object",
     "lora_style": "Style",
+    "lora_loha": "Person or character, as LoHa",
+    "lora_lokr": "Person or character, as LoKr: a smaller file",
     "lora_quick_look": "Quick look",
+    "dreambooth_face": "Person or face",
     "dreambooth_object": "Object",
     "hypernetwork_style": "Style",
     "embedding_subject": "Person, character, object",
     "embedding_style": "Style",
+    "embedding_negative": "What pictures should not have (negative)",
     "embedding_quick_look": "Quick look",
     "pivotal_character": "Person, character, object",
-    "embedding_negative": "What pictures should not have (negative)",
     "embedding_webui": "As the WebUI's own Train tab does it",
+}
+FAMILY_WORDS = {
+    "sd1": "Stable Diffusion 1",
+    "sd1_v": "Stable Diffusion 1 with v-prediction",
+    "sd2": "Stable Diffusion 2",
+    "sd2_v": "Stable Diffusion 2 with v-prediction",
+    "sdxl": "Stable Diffusion XL",
+    "sdxl_v": "Stable Diffusion XL with v-prediction",
 }
 SECTIONS = {
     "job": "Job",

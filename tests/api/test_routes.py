@@ -14,7 +14,7 @@ from extensions_lib import errors
 from extensions_lib.api.answers import STATUS_CODES, without_folders
 from extensions_lib.api.routes import MAX_EVENTS, add_routes
 from extensions_lib.config.codec import load
-from extensions_lib.config.presets import PRESETS
+from extensions_lib.config.presets import PRESETS, preset_values
 from extensions_lib.events import StepCompleted
 from extensions_lib.jobs.store import REQUESTS, RunFolder
 from extensions_lib.jobs.user_presets import UserPresets
@@ -227,7 +227,12 @@ def test_without_a_page_there_is_no_page_route(connect: Connect) -> None:
 
 
 def test_presets_are_the_built_in_ones_and_the_users(client: TestClient, host: FolderHost) -> None:
-    assert client.get(f"{API}/presets").json() == {"presets": PRESETS, "user_presets": {}, "unreadable": {}}
+    told = client.get(f"{API}/presets").json()
+    assert told.pop("reasons")["lora_style"]["method.rank"] == "a style is in more layers than a face"
+    assert told == {"presets": PRESETS, "user_presets": {}, "unreadable": {}}
+    told = client.get(f"{API}/presets?family=sdxl").json()
+    assert told["presets"]["lora_style"] == preset_values("lora_style", "sdxl")
+    assert client.get(f"{API}/presets?family=sd9").status_code == 400
     mine = {"method": {"kind": "lora", "rank": 4}}
     UserPresets(host.folders().presets).save("mine", mine)
     (host.folders().presets / "broken.json").write_text("{", encoding="utf-8")

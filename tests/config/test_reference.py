@@ -7,7 +7,7 @@ from extensions_lib.config.codec import load, read_job_file, read_table
 from extensions_lib.config.field import option, settings_of
 from extensions_lib.config.job import TrainJobConfig
 from extensions_lib.config.methods import METHOD_CONFIGS
-from extensions_lib.config.reference import commented_job, reference_table
+from extensions_lib.config.reference import commented_job, presets_table, reference_table
 
 
 @pytest.mark.parametrize("kind", METHOD_CONFIGS)
@@ -48,6 +48,11 @@ def test_option_keeps_its_description() -> None:
     field = option(3, help="h", unit="px", min=1, max=4)
     described = field.metadata["option"]
     assert (field.default, described.help, described.unit, described.min, described.max) == (3, "h", "px", 1, 4)
+
+
+def test_the_documented_start_values_are_up_to_date() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "presets.md").read_text(encoding="utf-8")
+    assert written == presets_table(), "run: python -m extensions_lib presets > docs/presets.md"
 
 
 def test_documentation_is_up_to_date() -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from extensions_lib.config.presets import PRESETS
+from extensions_lib.formats.safetensors_io import write_atomic
 from extensions_lib.host.standalone import PRACTICE_TITLE, practice_job
 from extensions_lib.jobs.submission import prepare_job
 from extensions_lib.jobs.user_presets import UserPresets
@@ -209,6 +211,52 @@ def test_the_settings_of_an_earlier_run_come_back_whole(page: Page) -> None:
     assert other.shown["job.base_model"] == PRACTICE_TITLE
     again = other.handlers.job("lora", "Quick look", None, other.values())
     assert again == page.manager.folder(job_id).config()
+
+
+@pytest.fixture
+def sdxl(page: Page) -> Path:
+    """A second checkpoint in the host's list."""
+    tensors = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3),
+               "conditioner.embedders.1.model.token_embedding.weight": torch.zeros(4, 4)}  # fmt: skip
+    page.host.folders().checkpoints.mkdir(parents=True, exist_ok=True)
+    return write_atomic(page.host.folders().checkpoints / "xl.safetensors", tensors, {})
+
+
+def title_of(page: Page, path: Path) -> str:
+    return next(model.title for model in page.host.base_models() if model.path == path)
+
+
+def test_another_family_has_other_start_values_and_what_was_changed_stays(page: Page, sdxl: Path) -> None:
+    page.shown |= {"lora.rank": 5, "dataset.resolution_px": 512, "training.max_train_steps": 0}
+    message, *updates = page.handlers.choose_base("lora", CHARACTER, *page.values())
+    assert "value" not in message
+    assert page.take(updates)["job.family"] == "sd1"
+    page.shown["job.base_model"] = title_of(page, sdxl)
+    message, *updates = page.handlers.choose_base("lora", CHARACTER, *page.values())
+    assert "The start values are now those for Stable Diffusion XL." in message
+    changed = page.take(updates)
+    assert not {"job.name", "job.base_model", "dataset.folder"} & set(changed)
+    assert (page.shown["job.family"], page.shown["dataset.resolution_px"]) == ("sdxl", 1024)
+    assert (page.shown["lora.rank"], page.shown["lora.alpha"]) == (5, 16)
+    assert page.shown["optimizer.learning_rate"] == "0.0001"
+    assert page.handlers.job("lora", CHARACTER, None, page.values()).family == "sdxl"
+    again = page.handlers.choose_base("lora", CHARACTER, *page.values())
+    assert [update for update in again if "value" in update] == []
+
+
+def test_a_purpose_and_a_method_are_chosen_for_the_family_that_is_shown(page: Page) -> None:
+    assert page.take(page.handlers.choose_start("lora", "Style", "sdxl")[1:])["training.num_samples"] == 5000
+    chosen = page.handlers.choose_method("textual_inversion", "lora", "sdxl")
+    shown = page.take(chosen[2 + len(page.form.groups) :])
+    assert shown["textual_inversion.relative_learning_rate"] == 0.05
+    assert "job.family" not in shown
+
+
+def test_a_base_model_that_may_not_be_looked_at_changes_nothing(page: Page, sdxl: Path) -> None:
+    page.host.policy = AccessPolicy(roots=(), hide_paths=True)
+    page.shown["job.base_model"] = str(sdxl.parent.parent.parent / "elsewhere.safetensors")
+    updates = page.handlers.choose_base("lora", CHARACTER, *page.values())
+    assert [update for update in updates if "value" in update] == []
 
 
 def test_own_start_values_can_be_loaded_by_name(page: Page) -> None:

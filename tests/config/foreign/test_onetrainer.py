@@ -8,7 +8,6 @@ import pytest
 from extensions_lib.config.codec import check_partial
 from extensions_lib.config.foreign.read import recipe_of_metadata, recipe_of_table
 from extensions_lib.config.foreign.recipe import Recipe
-from extensions_lib.config.methods import METHOD_CONFIGS
 from extensions_lib.errors import ConfigError
 
 # What its own preset for a LoRA of Stable Diffusion XL gives, and a little more.
@@ -154,6 +153,5 @@ def test_what_cannot_be_trained_here_is_refused(changes: dict[str, Any], text: s
         of(**changes)
 
 
-@pytest.mark.skipif("dreambooth" not in METHOD_CONFIGS, reason="the method is not there")
 def test_a_fine_tune_changes_the_checkpoint() -> None:
     assert of(training_method="FINE_TUNE").table["method"]["kind"] == "dreambooth"
