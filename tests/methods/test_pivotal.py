@@ -175,3 +175,29 @@ def test_the_settings_reach_both_parts() -> None:
     assert (embedding.relative_learning_rate, embedding.max_norm_ratio) == (0.1, 2.0)
     assert embedding.further == (NewWord("zhat", 4, "", Path("hat.pt")),)
     assert (method.start_from, method.embedding_files) == (Path("a.safetensors"), "both")
+
+
+ALGORITHMS = {
+    "loha": Lora(algorithm="loha", rank=2),
+    "lokr": Lora(algorithm="lokr", rank=2, train_text_encoder=True),
+    "dora": Lora(rank=2, dora=True, train_text_encoder=True),
+    "full": Lora(algorithm="full", layers="full", train_norms=True, train_text_encoder=True),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_goes_with_words(bundle: ModelBundle, tmp_path: Path, name: str) -> None:
+    lora = dataclasses.replace(ALGORITHMS[name], dtype=torch.float32)
+    method, alone = Pivotal(lora, WORDS), tmp_path / "alone"
+    alone.mkdir()
+    with lora.attach(bundle, "x", generator()) as trainable:
+        num_modules = lora.verify(save(alone, lora.export(moved(trainable), INFO)), trainable, bundle)
+    with method.attach(bundle, "zbadge", generator()) as trainable:
+        path = save(tmp_path, method.export(moved(trainable), INFO))
+        assert method.verify(path, trainable, bundle) == num_modules
+        state = trainable.state()
+    with dataclasses.replace(method, start_from=path).attach(bundle, "zbadge", generator()) as trainable:
+        found = trainable.state()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
