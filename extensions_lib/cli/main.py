@@ -1,7 +1,7 @@
 """The command line.
 
 Exit codes: 0 done; 1 an error that should not happen; 2 wrong arguments or settings; 3 pictures; 4 model files;
-5 training; 6 output folder or disk; 10 stopped early, the result so far is saved.
+5 training; 6 output folder or disk; 7 the file made again is another; 10 stopped early, the result so far is saved.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,17 +20,20 @@ from .. import __version__
 from ..config.methods import METHOD_CONFIGS
 from ..config.presets import AUTO, FAMILY_NAMES
 from ..config.reference import commented_job, presets_table, reference_table
-from ..control import JobControl
 from ..errors import (
     ConfigError,
     DatasetError,
     DiskFullError,
     ExtensionError,
+    JobStopped,
+    MergeError,
     ModelError,
     OutputError,
     TrainingError,
 )
 from .console import ConsoleDisplay
+from .interrupt import interruptible
+from .merging import add_merge_commands
 
 if TYPE_CHECKING:
     from ..jobs.run import Outcome
@@ -40,6 +43,8 @@ EXIT_CODES: tuple[tuple[type[ExtensionError], int], ...] = (
     (ConfigError, 2),
     (DatasetError, 3),
     (ModelError, 4),
+    (MergeError, 4),
+    (JobStopped, EXIT_STOPPED),
     (DiskFullError, 6),
     (TrainingError, 5),
     (OutputError, 6),
@@ -93,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     like.add_argument("file", type=Path, help="LoRA, embedding, job file, sd-scripts .toml or OneTrainer .json")
     like.add_argument("--num-pictures", type=int, help="how many you have, for settings that are counted in epochs")
     like.add_argument("--output", type=Path, help="the job file to write; without it: the screen")
+    add_merge_commands(command)
     init = command("init", _init, "Print a commented job file for a method.")
     init.add_argument("method", choices=tuple(METHOD_CONFIGS))
     init.add_argument("--family", choices=(AUTO, *FAMILY_NAMES), default=AUTO, help="of the base model")
@@ -116,7 +122,7 @@ def _train(options: argparse.Namespace) -> int:
 
     config = read_job(options.job)
 
-    with _interruptible() as control, closing(ConsoleDisplay(sys.stdout)) as display:
+    with interruptible() as control, closing(ConsoleDisplay(sys.stdout)) as display:
         return _exit_code(start(config, control, (display,)))
 
 
@@ -124,7 +130,7 @@ def _resume(options: argparse.Namespace) -> int:
     from ..jobs.run import resume
     from ..jobs.store import RunFolder
 
-    with _interruptible() as control, closing(ConsoleDisplay(sys.stdout)) as display:
+    with interruptible() as control, closing(ConsoleDisplay(sys.stdout)) as display:
         outcome = resume(RunFolder(options.run), control, (display,), max_train_steps=options.max_train_steps)
     return _exit_code(outcome)
 
@@ -187,7 +193,7 @@ def _presets(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from .demo import show_demo
 
-    with _interruptible() as control:
+    with interruptible() as control:
         return show_demo(options.folder, control)
 
 
@@ -235,20 +241,3 @@ def _user(text: str) -> tuple[str, str]:
 
 def _exit_code(outcome: Outcome) -> int:
     return 0 if outcome.reason == "completed" else EXIT_STOPPED
-
-
-@contextmanager
-def _interruptible() -> Iterator[JobControl]:
-    """Ctrl-C once stops and saves; a second time ends at once."""
-    control = JobControl()
-
-    def stop(number: int, frame: object) -> None:
-        print("\nStopping after this step and saving; press Ctrl-C again to end at once.", file=sys.stderr)
-        control.request_stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield control
-    finally:
-        signal.signal(signal.SIGINT, before)

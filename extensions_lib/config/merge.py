@@ -118,7 +118,7 @@ class MergeConfig:
     top: float = option(
         0.01, help="breadcrumbs: share of the largest changes dropped.", min=0.0, max=0.999, advanced=True
     )
-    seed: int = option(0, help="dare, della: another number, other changes kept.", min=0, max=2**53)
+    seed: int = option(0, help="dare, della: another number, other changes kept.", min=0, max=2**32 - 1)
     unet: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
     text_encoder: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
     vae: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)

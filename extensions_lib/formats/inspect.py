@@ -14,6 +14,7 @@ from torch import Tensor
 from .checkpoint import tensors_of
 from .embedding import read_embedding
 from .hashes import autov1, data_section_sha256, file_sha256
+from .lineage import lineage, lineage_lines
 from .network import LayerChange, read_network
 from .recognise import Header, Recognised, recognise
 from .safetensors_io import describe_tensor, read_header
@@ -46,8 +47,9 @@ def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
     """Facts about a model file as plain values (JSON-able); no tensor of a `.safetensors` checkpoint is read.
 
     Keys: 'file', 'size_bytes', 'kind' (checkpoint, unet, vae, text_encoder, lora, embedding, hypernetwork, controlnet,
-    unknown), 'family', 'variant', 'num_tensors', 'dtypes', 'details', 'trained_on', 'metadata', 'hashes' (whole-file
-    reads: a 4 GB file takes some seconds). Raises FormatError for damaged files, ModelError for missing ones.
+    unknown), 'family', 'variant', 'num_tensors', 'dtypes', 'details', 'trained_on', 'lineage' (of a merged file: lines
+    of a tree), 'metadata', 'hashes' (whole-file reads: a 4 GB file takes some seconds). Raises FormatError for damaged
+    files, ModelError for missing ones.
     """
     metadata: dict[str, str] = {}
     if path.suffix.lower() == ".safetensors":
@@ -68,6 +70,7 @@ def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
         "dtypes": dict(Counter(info.dtype for info in header.values())),
         "details": details,
         "trained_on": {key: metadata[key] for key in _TRAINED_ON if key in metadata},
+        "lineage": lineage_lines(path.stem, tree) if (tree := lineage(metadata)) else [],
         "metadata": metadata,
         "hashes": _hashes(path) if with_hashes else {},
     }

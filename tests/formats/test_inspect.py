@@ -183,6 +183,7 @@ def test_describe_a_lora(tmp_path: Path) -> None:
             "alphas": [1.0, 2.0],
         },
         "trained_on": {"ss_sd_model_name": "base", "ss_steps": "12"},
+        "lineage": [],
         "metadata": metadata,
     }
     assert hashes["data_sha256"] == data_hash(tensors)
