@@ -74,7 +74,9 @@ def _ldm(bundle: ModelBundle, clip: Table) -> Table:
         f"ldm.models.diffusion.ddpm.{kind}",
         params
         | {
-            "unet_config": _object("ldm.modules.diffusionmodules.openaimodel.UNetModel", _unet(bundle.unet)),
+            "unet_config": _object(
+                "ldm.modules.diffusionmodules.openaimodel.UNetModel", {"image_size": 32} | _unet(bundle.unet)
+            ),
             "first_stage_config": _object("ldm.models.autoencoder.AutoencoderKL", _vae(bundle.vae)),
             "cond_stage_config": text,
         },
@@ -144,7 +146,6 @@ def _unet(unet: nn.Module) -> Table:
     is_listed = not isinstance(heads, int)
     return {
         "use_checkpoint": False,
-        "image_size": 32,
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "model_channels": widths[0],

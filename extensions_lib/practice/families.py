@@ -86,7 +86,7 @@ _CLIP = {"hidden_size": _TEXT_WIDTH, "num_attention_heads": 4, "intermediate_siz
 _OPEN_CLIP = {
     "hidden_size": _OPEN_CLIP_WIDTH,
     "num_attention_heads": 2,
-    "intermediate_size": 256,
+    "intermediate_size": 512,  # open_clip knows no other ratio than 4
     "num_hidden_layers": 3,
     "hidden_act": "gelu",
 }

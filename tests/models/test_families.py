@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from extensions_lib.errors import KeyMismatchError
 from extensions_lib.formats.checkpoint import read_checkpoint
@@ -132,3 +133,13 @@ def test_sizes_that_cannot_be_shared_out_are_refused(family_models: FamilyModels
     (tmp_path / "small-clip" / "config.json").write_text('{"num_attention_heads": 4}')
     with pytest.raises(KeyMismatchError, match="takes 287 numbers beside the text; of these 96 are the pooled text"):
         outline_bundle(path)
+
+
+@pytest.mark.parametrize(("name", "takes_size"), [("sd1", True), ("sd2", True), ("sdxl", False)])
+def test_the_yaml_names_a_picture_size_only_to_the_unet_that_takes_one(
+    family_models: FamilyModels, name: str, takes_size: bool
+) -> None:
+    """The class of SDXL's UNet refuses settings it does not know, and the WebUI then cannot load the checkpoint."""
+    params = yaml.safe_load(family_models[name].with_suffix(".yaml").read_text())["model"]["params"]
+    unet = params["unet_config" if takes_size else "network_config"]["params"]
+    assert ("image_size" in unet) is takes_size
