@@ -107,6 +107,7 @@ class LoraConfig:
 BLOCK_RANKS: dict[str, Any] = {"minimum": 0, "whole": True}
 BLOCK_RATES: dict[str, Any] = {"minimum": 0, "whole": False}
 
+
 @dataclass(frozen=True, kw_only=True)
 class PivotalConfig(LoraConfig, EmbeddingConfig):
     """A LoRA and the vectors of its word, learnt together and written as one file."""

@@ -29,8 +29,6 @@ PRESETS = {
     "full": "",
 }
 ATTENTION_ONLY = ("cross-attention", "attention")
-# Text encoders that the WebUI runs as OpenCLIP: attention is one module there, norm layers cannot be named.
-OPEN_CLIP = (("sd2", "text_encoder"), ("sdxl", "text_encoder_2"))
 ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -47,7 +45,11 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class ChosenLayer:
-    """A layer to change. `part` is 'unet', 'text_encoder', ...; `path` its dotted path within it."""
+    """A layer to change. `part` is 'unet', 'text_encoder', ...; `path` its dotted path within it.
+
+    `has_open_clip`: the WebUI runs this text encoder as OpenCLIP, whose attention is one module and whose norm layers
+    cannot be named.
+    """
 
     part: str
     path: str
@@ -96,6 +98,12 @@ def check_whole_attention(layers: dict[str, ChosenLayer]) -> None:
             )
 
 
+def is_open_clip(bundle: ModelBundle, part: str) -> bool:
+    """Whether the WebUI runs a text encoder as OpenCLIP."""
+    kind = bundle.family.text_encoder(part)
+    return kind is not None and kind.layout == "open_clip"
+
+
 def _unet_layers(bundle: ModelBundle, choice: LayerChoice) -> Iterator[ChosenLayer]:
     pattern, unet = choice.pattern, bundle.unet
     inside = select_layers(unet, UNET_BLOCKS, WEIGHTS, pattern)
@@ -114,7 +122,7 @@ def _unet_layers(bundle: ModelBundle, choice: LayerChoice) -> Iterator[ChosenLay
 
 def _text_layers(bundle: ModelBundle, part: str, choice: LayerChoice) -> Iterator[ChosenLayer]:
     blocks = TEXT_ATTENTION if choice.preset in ATTENTION_ONLY else TEXT_ATTENTION + TEXT_MLP
-    encoder, has_open_clip = bundle.text_encoders[part], (bundle.family.name, part) in OPEN_CLIP
+    encoder, has_open_clip = bundle.text_encoders[part], is_open_clip(bundle, part)
     found = select_layers(encoder, blocks, WEIGHTS, choice.pattern)
     if choice.has_norms and not has_open_clip:
         found |= select_layers(encoder, TEXT_LAYERS, NORMS, choice.pattern)

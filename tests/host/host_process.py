@@ -3,6 +3,9 @@
 import os
 import sys
 
+OPEN_CLIP = {"cond_stage_model.model.": "ViT-H-14", "conditioner.embedders.1.model.": "ViT-bigG-14"}
+HEAD_WIDTH = 64
+
 
 def load_host(root, checkpoint, data):
     """The host's modules and its model, without page and server; what it writes goes to the folder `data`."""
@@ -17,4 +20,23 @@ def load_host(root, checkpoint, data):
 
     initialize_util.fix_torch_version()
     sd_models.list_models()
+    size_open_clip(checkpoint)
     return sd_models.load_model(sd_models.CheckpointInfo(checkpoint))
+
+
+def size_open_clip(checkpoint):
+    """Give open_clip's text model of that name the sizes of the checkpoint's: a yaml can only name it."""
+    import open_clip
+    from safetensors import safe_open
+
+    with safe_open(checkpoint, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    for prefix, arch in OPEN_CLIP.items():
+        if prefix + "ln_final.weight" not in shapes:
+            continue
+        width = shapes[prefix + "ln_final.weight"][0]
+        layers = {name[len(prefix) :].split(".")[2] for name in shapes if name.startswith(prefix + "transformer.")}
+        config = open_clip.factory._MODEL_CONFIGS[arch]
+        config["embed_dim"] = shapes.get(prefix + "text_projection", [width, width])[1]
+        config["text_cfg"].update(width=width, heads=width // HEAD_WIDTH, layers=len(layers))
+        config["vision_cfg"].update(layers=1, width=HEAD_WIDTH, head_width=HEAD_WIDTH, mlp_ratio=1.0)

@@ -3,9 +3,9 @@
     python lora_arithmetic.py WEBUI_ROOT CHECKPOINT OUTPUT STRENGTH FILE...
 
 loads CHECKPOINT as the host does, then every FILE through the Lora extension's `load_network`. For each module that the
-host matched, OUTPUT (safetensors) gets '<number of the file>/<layer name>/weight', what the host would add to the
-layer's weight at STRENGTH, and '/bias' where it would change that. Layers of OpenCLIP's attention are given their third
-of the joint weight, as the host does.
+host matched, OUTPUT (safetensors) gets '<number of the file>/<layer name>/weight', what the host computes as the change
+of the layer's weight at STRENGTH, '/bias' where that would change, and '/applied', the weight before and after the host
+applied the file to its model, less each other. Of OpenCLIP's joint attention weights a layer has its third.
 """
 
 import os
@@ -17,7 +17,7 @@ from host_process import load_host
 THIRDS = {"_q_proj": 0, "_k_proj": 1, "_v_proj": 2}
 
 
-def base_weight(module):
+def weight_of(module):
     """The weight that the host's arithmetic is about."""
     import torch
 
@@ -36,15 +36,39 @@ def changes_of(file, strength):
 
     net = networks.load_network(Path(file).stem, network.NetworkOnDisk(Path(file).stem, file))
     net.te_multiplier = net.unet_multiplier = strength
-    found = {}
+    found, before = {}, {}
     for module in net.modules.values():
         name = module.network_key.partition(".")[0]
         with torch.no_grad():
-            weight, bias = module.calc_updown(base_weight(module))
+            weight, bias = module.calc_updown(weight_of(module))
+        before[name] = weight_of(module).detach().clone()
         found[f"{name}/weight"] = weight.float().contiguous()
         if bias is not None:
             found[f"{name}/bias"] = bias.float().contiguous()
+    apply(net.modules.values(), [net])
+    for module in net.modules.values():
+        name = module.network_key.partition(".")[0]
+        found[f"{name}/applied"] = (weight_of(module).detach() - before[name]).contiguous()
+    apply(net.modules.values(), [])
+    for module in net.modules.values():
+        assert torch.equal(weight_of(module).detach(), before[module.network_key.partition(".")[0]])
     return found
+
+
+def apply(modules, nets):
+    """Make `nets` the networks in use, for the layers of `modules`.
+
+    The host does so when a layer is called. That inside OpenCLIP's attention never is: the attention changes it.
+    """
+    import networks
+    import torch
+
+    networks.loaded_networks[:] = nets
+    inner = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
+    with torch.no_grad():
+        for layer in {id(module.sd_module): module.sd_module for module in modules}.values():
+            if not isinstance(layer, inner):
+                networks.network_apply_weights(layer)
 
 
 def main():

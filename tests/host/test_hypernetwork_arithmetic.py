@@ -115,7 +115,8 @@ def answers(webui_root: Path, bundle, tmp_path_factory: pytest.TempPathFactory) 
     python = os.environ.get("WEBUI_PYTHON", str(webui_root / "venv" / "bin" / "python"))
     environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}
     environment.pop("PYTHONPATH", None)
-    command = [python, SCRIPT, webui_root, copied_model(folder), given, output, str(STRENGTH), folder, own]
+    model = copied_model(PRACTICE_MODEL / "practice.safetensors", folder)
+    command = [python, SCRIPT, webui_root, model, given, output, str(STRENGTH), folder, own]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     return Answers(read_tensors(output), inputs, trainables, folder)

@@ -1,6 +1,7 @@
 """The WebUI's own Lora extension over files of every algorithm, module by module, against our forward pass.
 
-No server is started: the host's classes run in its own Python (`lora_arithmetic.py`) on the model as it loads it.
+No server is started: the host's classes run in its own Python (`lora_arithmetic.py`) on the model as it loads it. The
+models of the other families are small ones with random weights.
 """
 
 import os
@@ -20,6 +21,7 @@ from extensions_lib.formats.network import read_network  # noqa: E402
 from extensions_lib.formats.safetensors_io import read_tensors, write_atomic  # noqa: E402
 from extensions_lib.methods.base import Trainable  # noqa: E402
 from extensions_lib.methods.lora import Lora  # noqa: E402
+from extensions_lib.models.bundle import ModelBundle  # noqa: E402
 from extensions_lib.models.load import load_bundle  # noqa: E402
 
 from .conftest import PRACTICE_MODEL  # noqa: E402
@@ -27,6 +29,7 @@ from .conftest import PRACTICE_MODEL  # noqa: E402
 Record = Callable[[str, object], None]
 SCRIPT = Path(__file__).with_name("lora_arithmetic.py")
 EVERYTHING = {"layers": "full", "train_text_encoder": True, "dtype": torch.float32}
+BASES = ("practice", "sd2", "sdxl")
 METHODS = {
     "lora": Lora(rank=4, alpha=2.0, conv_rank=2, **EVERYTHING),
     "rs-lora": Lora(rank=4, alpha=2.0, rs_lora=True, **EVERYTHING),
@@ -46,12 +49,15 @@ HALVES = ("lora in halves", "full in halves")
 
 @dataclass(frozen=True)
 class Trained:
-    """A method's adapters off the model, its file, and what the host adds by layer name."""
+    """A method's adapters off the model, its file, and by layer name what the host computes, and what it applies."""
 
+    method: Lora
+    bundle: ModelBundle
     trainable: Trainable
     file: Path
     host: dict[str, torch.Tensor]
     host_bias: dict[str, torch.Tensor]
+    applied: dict[str, torch.Tensor]
 
 
 def moved(trainable: Trainable) -> Trainable:
@@ -62,38 +68,43 @@ def moved(trainable: Trainable) -> Trainable:
     return trainable
 
 
-@pytest.fixture(scope="module")
-def bundle():
-    bundle = load_bundle(PRACTICE_MODEL / "practice.safetensors")
-    bundle.freeze()
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def trained(webui_root: Path, bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    """Every method's result, and what the host computes from its file."""
+@pytest.fixture(scope="module", params=BASES)
+def results(
+    request: pytest.FixtureRequest,
+    webui_root: Path,
+    family_models,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Trained]:
+    """Every method's result on one base model, and what the host computes from its file."""
     folder = tmp_path_factory.mktemp("networks")
-    trainables, files = {}, {}
+    base = PRACTICE_MODEL / "practice.safetensors" if request.param == "practice" else family_models[request.param]
+    model = copied_model(base, folder)
+    bundle, trainables, files = load_bundle(model), {}, {}
+    bundle.freeze()
+    info = ArtefactInfo(output_name="x", family=bundle.family.name)
     for name, method in METHODS.items():
         with method.attach(bundle, "x", torch.Generator().manual_seed(0)) as trainable:
-            exported = method.export(moved(trainable), ArtefactInfo(output_name="x"))
+            exported = method.export(moved(trainable), info)
         trainables[name] = trainable
         files[name] = write_atomic(folder / f"{name}.safetensors", exported.tensors, exported.metadata)
-    found = host_changes(webui_root, copied_model(folder), folder / "host.safetensors", list(files.values()))
-    return {
-        name: Trained(trainables[name], files[name], part(found, number, "weight"), part(found, number, "bias"))
+    found = host_changes(webui_root, model, folder / "host.safetensors", list(files.values()))
+    parts = {
+        name: [part(found, number, what) for what in ("weight", "bias", "applied")]
         for number, name in enumerate(METHODS)
     }
+    return {n: Trained(method, bundle, trainables[n], files[n], *parts[n]) for n, method in METHODS.items()}
 
 
-def copied_model(folder: Path) -> Path:
-    """The practice model with a yaml that finds its tokenizer from anywhere."""
-    shutil.copyfile(PRACTICE_MODEL / "practice.safetensors", folder / "practice.safetensors")
-    yaml = (PRACTICE_MODEL / "practice.yaml").read_text(encoding="utf-8")
-    assert "models/Stable-diffusion/" in yaml
-    yaml = yaml.replace("models/Stable-diffusion/", f"{PRACTICE_MODEL}/")
-    (folder / "practice.yaml").write_text(yaml, encoding="utf-8")
-    return folder / "practice.safetensors"
+def copied_model(model: Path, folder: Path) -> Path:
+    """A checkpoint with a yaml that finds its text model's description and its tokenizer from anywhere."""
+    clip = shutil.copytree(PRACTICE_MODEL / "practice-clip", folder / "clip")
+    yaml = model.with_suffix(".yaml").read_text(encoding="utf-8")
+    for name in ("models/Stable-diffusion/practice-clip", "small-clip"):
+        yaml = yaml.replace(f"version: {name}", f"version: {clip}")
+    if (model.parent / "small-clip").is_dir():
+        shutil.copyfile(model.parent / "small-clip" / "config.json", clip / "config.json")
+    (folder / model.with_suffix(".yaml").name).write_text(yaml, encoding="utf-8")
+    return Path(shutil.copyfile(model, folder / model.name))
 
 
 def host_changes(root: Path, model: Path, output: Path, files: list[Path]) -> dict[str, torch.Tensor]:
@@ -116,19 +127,15 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
-@pytest.fixture(params=METHODS)
-def one(request: pytest.FixtureRequest, trained: dict[str, Trained]) -> tuple[str, Trained]:
-    return request.param, trained[request.param]
+@pytest.mark.parametrize("name", METHODS)
+def test_the_host_finds_every_module(name: str, results: dict[str, Trained]) -> None:
+    assert results[name].host.keys() == set(results[name].trainable.module)
 
 
-def test_the_host_finds_every_module(one: tuple[str, Trained]) -> None:
-    assert one[1].host.keys() == set(one[1].trainable.module)
-
-
-def test_the_hosts_change_is_the_readers(one: tuple[str, Trained], bundle, record_property: Record) -> None:
-    name, result = one
-    layers = METHODS[name].chosen_layers(bundle)
-    read = read_network(result.file)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_hosts_change_is_the_readers(name: str, results: dict[str, Trained], record_property: Record) -> None:
+    result = results[name]
+    layers, read = result.method.chosen_layers(result.bundle), read_network(result.file)
     largest = max(apart(read[n].delta(layers[n].module.weight, STRENGTH), host) for n, host in result.host.items())
     biases = {n: change.bias_delta(STRENGTH) for n, change in read.items() if change.bias_delta() is not None}
     assert biases.keys() == result.host_bias.keys()
@@ -137,11 +144,23 @@ def test_the_hosts_change_is_the_readers(one: tuple[str, Trained], bundle, recor
     assert largest < 2e-5
 
 
-def test_our_forward_pass_is_the_hosts(one: tuple[str, Trained], bundle, record_property: Record) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_the_host_applies_what_it_computes(name: str, results: dict[str, Trained]) -> None:
+    """No layer is skipped, such as an attention of OpenCLIP of which a part is missing."""
+    result = results[name]
+    layers = result.method.chosen_layers(result.bundle)
+    for layer, applied in result.applied.items():
+        size = float(layers[layer].module.weight.abs().max())
+        expected = result.host[layer].reshape(applied.shape)
+        # fp16 differences are added in fp16.
+        torch.testing.assert_close(applied, expected, rtol=0, atol=size * (2e-3 if name in HALVES else 1e-6))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_our_forward_pass_is_the_hosts(name: str, results: dict[str, Trained], record_property: Record) -> None:
     """Each layer alone, on random inputs: hooked, against the layer with the host's change added to its weight."""
-    name, result = one
-    layers, worst = METHODS[name].chosen_layers(bundle), 0.0
-    for layer_name, chosen in layers.items():
+    result, worst = results[name], 0.0
+    for layer_name, chosen in result.method.chosen_layers(result.bundle).items():
         layer, x, adapter = chosen.module, inputs_of(chosen.module), result.trainable.module[layer_name]
         with torch.no_grad(), result.trainable.multiplied(STRENGTH), hooked({layer: adapter}):
             ours = layer(x)
