@@ -10,25 +10,20 @@ from typing import Any
 from torch import nn
 
 from .bundle import ModelBundle
-from .sibling import sibling_path
 
 Table = dict[str, Any]
 
 _PENULTIMATE = "penultimate"
 
 
-def yaml_beside(bundle: ModelBundle) -> str | None:
-    """The yaml to write beside a checkpoint of `bundle`: its base's own, or one made where the WebUI needs it.
+def yaml_where_needed(bundle: ModelBundle) -> str | None:
+    """The yaml for a checkpoint of `bundle`, whose base has none; None where the WebUI finds out by itself.
 
     SD 1 and SDXL need one to be known as v-prediction. SD 2 always gets one: the WebUI would else find out by running
-    the UNet, whose answer a training can change. None where the WebUI finds out by itself.
+    the UNet, whose answer a training can change.
     """
-    own = sibling_path(bundle.source.path)
-    if not bundle.source.is_folder and own.is_file():
-        return own.read_text(encoding="utf-8")
-    if bundle.family.is_probed or bundle.family.prediction_type == "v_prediction":
-        return describe(bundle)
-    return None
+    is_needed = bundle.family.is_probed or bundle.family.prediction_type == "v_prediction"
+    return describe(bundle) if is_needed else None
 
 
 def describe(bundle: ModelBundle, clip_version: str = "") -> str:
