@@ -144,15 +144,16 @@ def _device(config: TrainJobConfig, findings: Findings) -> tuple[torch.device | 
 def _check_settings(config: TrainJobConfig, parts: _Parts, findings: Findings) -> None:
     """Learning rates, optimizer, and what settings demand of the model."""
     from ..training.build import make_learning_rates
+    from ..training.caveats import model_caveats
 
     rates = findings.attempt("optimizer.learning_rate", lambda: make_learning_rates(config))
     if rates is not None:
         findings.attempt("optimizer.optimizer", lambda: _try_optimizer(config, rates[0]))
     if parts.outline is None:
         return
-    findings.warnings += _family_warnings(config, parts.outline)
+    findings.warnings += _family_warnings(config, parts.outline) + model_caveats(parts.outline, config.training)
     num_layers, clip_skip = parts.outline.text_encoder.config.num_hidden_layers, config.training.clip_skip
-    if clip_skip > num_layers:
+    if clip_skip > num_layers and parts.outline.family.text_encoders[0].obeys_clip_skip:
         findings.add(
             "training.clip_skip",
             f"clip_skip is {clip_skip}; the text encoder of this base model has {num_layers} layers.",

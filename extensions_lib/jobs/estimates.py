@@ -104,7 +104,7 @@ class MemoryFacts:
 def memory_gib(config: TrainJobConfig, facts: MemoryFacts) -> float:
     """The most memory the run takes, in GiB, as events measure it: tensors on a CUDA device, the process on a CPU.
 
-    The sum of the weights (the UNet in its number format, VAE and text encoder in float32), 8 to 24 bytes for each
+    The sum of the weights (the UNet in its number format, VAE and text encoders in float32), 8 to 24 bytes for each
     trained number, and what the backward pass keeps, or a preview's decoding takes if that is more. On a CPU the
     libraries come on top, and loading, which is in float32, may be the peak.
 
@@ -114,7 +114,7 @@ def memory_gib(config: TrainJobConfig, facts: MemoryFacts) -> float:
     the shapes of SD 1.5 on a CPU (LoRA, bf16, 256 px) 4.64 GiB, estimated 4.52. On a GPU nothing was compared yet.
     """
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in facts.outline.parts.items()}
-    rest = parts["vae"] + parts["text_encoder"]
+    rest = sum(parts.values()) - parts["unet"]
     weights = parts["unet"] * facts.precision.weight_dtype.itemsize + 4 * rest
     per_parameter = BYTES_PER_PARAMETER[config.optimizer.optimizer] + (4 if config.training.ema_decay else 0)
     working = max(_activation_bytes(config, facts), _decode_bytes(config, facts))
@@ -136,8 +136,9 @@ def _activation_bytes(config: TrainJobConfig, facts: MemoryFacts) -> float:
         numbers = UNET_NUMBERS * num_layers * sum(levels)
     kept = numbers * facts.precision.weight_dtype.itemsize
     if getattr(config.method, "train_text_encoder", True):
-        text = facts.outline.text_encoder.config
-        kept += 4 * TEXT_NUMBERS * text.num_hidden_layers * text.hidden_size * CHUNK_TOKENS * facts.num_chunks
+        for encoder in facts.outline.text_encoders.values():
+            layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
+            kept += 4 * TEXT_NUMBERS * layers * width * CHUNK_TOKENS * facts.num_chunks
     return kept * config.training.train_batch_size
 
 

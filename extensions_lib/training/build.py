@@ -31,6 +31,7 @@ from ..models.load import load_bundle
 from ..models.predict import predict
 from ..models.text import Conditioning
 from .actions import MicroBatch
+from .caveats import model_caveats
 from .conditioning import TextConditioner
 from .denoising import Denoiser, LossSettings, NoiseSettings, fixed_noise_loss
 from .lr_schedule import Schedule, make_schedule, make_text_schedule, parse_lr_text
@@ -84,6 +85,8 @@ def prepare(
     held_out = config.dataset.validation_folder
     validation = _scan(config.dataset, held_out, events, control) if held_out else dataset
     bundle = load_model(config, device, precision, events)
+    for text in model_caveats(bundle, config.training):
+        events.emit(Warned(text=text))
     loaded(bundle)
     captions = make_captions(config)
     train = PicturesAndCaptions(dataset, _encode(dataset, bundle, config, cache_folder, events, control), captions)
