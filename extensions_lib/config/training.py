@@ -13,13 +13,13 @@ class TrainingConfig:
 
     num_samples: int = option(
         2400,
-        help="How many pictures the model looks at in all, repeats counted; unused when max_train_steps is given.",
+        help="How many pictures the model looks at in all, repeats counted. Unused when a number of steps is given.",
         unit="samples",
         min=1,
         max=100_000_000,
     )
     max_train_steps: int = option(
-        0, help="Length of the run; 0: as many steps as num_samples takes.", unit="steps", min=0, max=10_000_000
+        0, help="A length in steps instead; 0: as many as the samples take.", unit="steps", min=0, max=10_000_000
     )
     train_batch_size: int = option(1, help="Pictures per micro-batch; needs memory.", min=1, max=1024)
     gradient_accumulation_steps: int = option(

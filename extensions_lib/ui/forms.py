@@ -12,6 +12,7 @@ from .fields import PROMPT_SECTION, Field, Shown, all_fields
 from .wording import EXAMPLES, SECTIONS
 
 FIELDS_PER_ROW = 2
+MORE = "more"
 
 
 class Form:
@@ -25,7 +26,7 @@ class Form:
         self._kind = kind
         self._hide_paths = hide_paths
         self._components: dict[str, Any] = {}
-        self.groups: dict[tuple[str, ...], Any] = {}
+        self.groups: dict[tuple[str, ...], Any] = {}  # a word, and the methods for which it is visible
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -56,15 +57,28 @@ class Form:
     def accordion(self, section: str) -> None:
         """One section's fields, the advanced ones in an accordion of their own."""
         with gr.Accordion(SECTIONS[section], open=False, elem_id=f"train_studio_{section}"):
-            if section != "method":
+            if section == "method":
+                self._method_fields()
+            else:
                 self._fields(section, [field for field in _rest() if field.section in _sections_of(section)])
-                return
-            for kinds in dict.fromkeys(field.methods for field in all_fields() if field.methods):
-                name = "_".join(kinds)
-                group = gr.Column(visible=self._kind in kinds, elem_id=f"train_studio_group_{name}")
-                self.groups[kinds] = group
-                with group:
-                    self._fields(name, [field for field in _rest() if field.methods == kinds])
+
+    def _method_fields(self) -> None:
+        """A group of fields for each set of methods that have them, then the advanced ones of all in one accordion."""
+        fields = [field for field in _rest() if field.methods]
+        self._groups([field for field in fields if not _is_advanced(field)], "group")
+        advanced = [field for field in fields if _is_advanced(field)]
+        kinds = (MORE, *dict.fromkeys(kind for field in advanced for kind in field.methods))
+        more = gr.Accordion("More", open=False, visible=self._kind in kinds, elem_id="train_studio_more_method")
+        self.groups[kinds] = more
+        with more:
+            self._groups(advanced, MORE)
+
+    def _groups(self, fields: Sequence[Field], word: str) -> None:
+        for kinds in dict.fromkeys(field.methods for field in fields):
+            group = gr.Column(visible=self._kind in kinds, elem_id=f"train_studio_{word}_{'_'.join(kinds)}")
+            self.groups[(word, *kinds)] = group
+            with group:
+                self._rows(field for field in fields if field.methods == kinds)
 
     def _fields(self, section: str, fields: Sequence[Field]) -> None:
         self._rows(field for field in fields if not _is_advanced(field))

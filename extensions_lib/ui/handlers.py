@@ -21,7 +21,7 @@ from ..ports import Host
 from .compat import path_of
 from .fields import ESSENTIAL, FAMILY, Shown, all_fields, read_values, shown_values
 from .forms import Form
-from .messages import done_html, error_html, recipe_html
+from .messages import done_html, error_html, reasons_html, recipe_html
 from .presets import MINE, chosen, label_of_preset, start_values
 from .uploads import keep_uploads
 from .wording import FAMILY_WORDS
@@ -106,6 +106,17 @@ class Handlers:
         if PARTS[family] == PARTS.get(str(shown[FAMILY]), ()):
             return [gr.update(), *updates]
         return [done_html(f"The start values are now those for {FAMILY_WORDS[family]}."), *updates]
+
+    def settle_base(self, kind: str, start: str, *values: Shown) -> list[Any]:
+        """When the page opens: updates of all controls for the checkpoint that is chosen at first, without a word."""
+        return self.choose_base(kind, start, *values)[1:]
+
+    def reasons(self, kind: str, start: str, family: str) -> str:
+        """Why the start values that are chosen are what they are, as HTML."""
+        try:
+            return reasons_html(chosen(start, kind, self._mine()).preset, family, kind)
+        except ExtensionError:
+            return ""
 
     def choose_start(self, kind: str, start: str, family: str = AUTO) -> list[Any]:
         """Updates of the message and all controls."""

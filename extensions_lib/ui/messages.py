@@ -6,6 +6,7 @@ from html import escape
 
 from ..config.foreign.recipe import Recipe
 from ..config.job_file import shown
+from ..config.presets import preset_reasons
 from ..errors import ConfigError, ExtensionError
 from .fields import label_of
 
@@ -25,6 +26,15 @@ def recipe_html(recipe: Recipe, filled: str) -> str:
         )
         parts += [f"<strong>{head}:</strong><ul>{items}</ul>"] if items else []
     return f'<div class="ts-message" role="status">{"".join(parts)}</div>'
+
+
+def reasons_html(preset: str, family: str, kind: str) -> str:
+    """The values of a preset for a model family, each with its reason."""
+    rows = "".join(
+        f"<li><b>{escape(label_of(path, kind) or path)}</b> {escape(shown(each.value))}: {escape(each.reason)}</li>"
+        for path, each in preset_reasons(preset, family).items()
+    )
+    return f'<div class="ts-message"><ul>{rows}</ul></div>'
 
 
 def error_html(error: ExtensionError, kind: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import gradio as gr
 
+from ..config.presets import AUTO, default_preset
 from ..jobs.manager import JobManager
 from ..jobs.user_presets import UserPresets
 from ..ports import Host
@@ -17,7 +18,9 @@ from .fields import FAMILY, shown_values
 from .forms import Form, field_of
 from .handlers import Handlers
 from .markup import API
+from .messages import reasons_html
 from .presets import label_of_preset, method_choices, method_text, start_values
+from .wording import LIKE_TEXT
 
 ROOT_ID = "train_studio_root"
 ACCORDIONS = ("method", "training", "optimizer", "dataset", "preview", "output")
@@ -68,8 +71,8 @@ def build_tab(
     with gr.Blocks(analytics_enabled=False) as tab:
         with gr.Row(elem_id="train_studio_columns"):
             with gr.Column(elem_id="train_studio_left", min_width=420):
-                job, message, check, train = _left(form, handlers, host, table, note)
-                like = _like_a_file(host.access().hide_paths)
+                job, message, check, train, like = _left(form, handlers, host, table, note)
+                why = _why(table)
                 mine = _my_start_values()
             with gr.Column(elem_id="train_studio_right", min_width=420):
                 report = _html("", "train_studio_report")
@@ -81,6 +84,7 @@ def build_tab(
         _connect_start_values(handlers, form, job, message, mine)
         _connect_load(handlers, form, job, message, (load_source, load_button))
         _connect_like(handlers, form, job, message, like)
+        _connect_why(handlers, form, job, why)
         if extras is not None:
             extras.connect_paste(infotext, paste)
     for component in tab.blocks.values():
@@ -103,7 +107,7 @@ def _first_values(host: Host) -> dict[str, Any]:
 
 def _left(
     form: Form, handlers: Handlers, host: Host, table: Mapping[str, Any], note: str
-) -> tuple[_Job, Any, Any, Any]:
+) -> tuple[_Job, Any, Any, Any, tuple[Any, Any, Any]]:
     if note:
         _html(f'<div class="ts-message">{escape(note)}</div>', "train_studio_note")
     job = _job_controls(form, handlers, host, table)
@@ -111,9 +115,10 @@ def _left(
         check = gr.Button("Check", elem_id="train_studio_check")
         train = gr.Button("Train", variant="primary", elem_id="train_studio_train")
     message = _html("", "train_studio_message")
+    like = _like_a_file(host.access().hide_paths)
     for section in ACCORDIONS:
         form.accordion(section)
-    return job, message, check, train
+    return job, message, check, train, like
 
 
 def _job_controls(form: Form, handlers: Handlers, host: Host, table: Mapping[str, Any]) -> _Job:
@@ -165,13 +170,16 @@ def _base_model(form: Form, handlers: Handlers, host: Host) -> Any:
     return gr.Button("Refresh", elem_id="train_studio_refresh_lists", size="sm", scale=0, min_width=60)
 
 
+def _why(table: Mapping[str, Any]) -> Any:
+    with gr.Accordion("Why these start values", open=False, elem_id="train_studio_why"):
+        kind = table["method"]["kind"]
+        return _html(reasons_html(table.get("preset") or default_preset(kind), AUTO, kind), "train_studio_why_text")
+
+
 def _like_a_file(hide_paths: bool) -> tuple[Any, Any, Any]:
     with gr.Accordion("Train like a file", open=False, elem_id="train_studio_like"):
-        file = gr.File(
-            label="A LoRA or embedding, a job file, a config of kohya's sd-scripts (.toml) or OneTrainer (.json)",
-            elem_id="train_studio_like_file",
-            height=110,
-        )
+        _html(f"<p>{LIKE_TEXT}</p>", "train_studio_like_text")
+        file = gr.File(label="The file", elem_id="train_studio_like_file", height=130)
         path = gr.Textbox(
             label="Or its path", max_lines=1, visible=not hide_paths, elem_id="train_studio_like_path"
         )
@@ -229,7 +237,7 @@ def _connect_job(
     )
     form.component("job.base_model").input(*based, **QUICK)
     job.refresh.click(*based, **QUICK)
-    tab.load(*based, **QUICK)
+    tab.load(handlers.settle_base, based[1], form.components, **QUICK)
 
 
 def _connect_start_values(
@@ -253,6 +261,12 @@ def _connect_like(handlers: Handlers, form: Form, job: _Job, message: Any, like:
     file, path, fill = like
     inputs = [job.method, file, path, job.files, form.component("dataset.folder"), form.component(FAMILY)]
     fill.click(handlers.like, inputs, _form_outputs(form, job, message), **QUICK)
+
+
+def _connect_why(handlers: Handlers, form: Form, job: _Job, why: Any) -> None:
+    inputs = [job.method, job.start, form.component(FAMILY)]
+    for changed in (job.start, form.component(FAMILY)):
+        changed.change(handlers.reasons, inputs, [why], **QUICK)
 
 
 def _form_outputs(form: Form, job: _Job, message: Any) -> list[Any]:

@@ -33,6 +33,10 @@ PURPOSES = {
     "pivotal_character": "Person, character, object",
     "embedding_webui": "As the WebUI's own Train tab does it",
 }
+LIKE_TEXT = (
+    "Takes over the settings that a LoRA, an embedding, a job file, a config of kohya's sd-scripts (.toml) or of "
+    "OneTrainer (.json) speaks of, and lists what does not map."
+)
 FAMILY_WORDS = {
     "sd1": "Stable Diffusion 1",
     "sd1_v": "Stable Diffusion 1 with v-prediction",

@@ -244,6 +244,17 @@ def test_another_family_has_other_start_values_and_what_was_changed_stays(page: 
     assert [update for update in again if "value" in update] == []
 
 
+def test_the_reasons_are_those_of_the_purpose_and_the_family(page: Page) -> None:
+    html = page.handlers.reasons("lora", "Style", "sdxl")
+    assert "<b>Rank</b> 32: for a model three times as large as SD 1" in html
+    assert "<b>Length of the run [samples]</b> 5000: a large model takes a style in more slowly" in html
+    assert page.handlers.reasons("lora", "Mine: gone", "sdxl") == ""
+
+
+def test_opening_the_page_sets_the_family_without_a_word(page: Page) -> None:
+    assert page.take(page.handlers.settle_base("lora", CHARACTER, *page.values()))["job.family"] == "sd1"
+
+
 def test_a_purpose_and_a_method_are_chosen_for_the_family_that_is_shown(page: Page) -> None:
     assert page.take(page.handlers.choose_start("lora", "Style", "sdxl")[1:])["training.num_samples"] == 5000
     chosen = page.handlers.choose_method("textual_inversion", "lora", "sdxl")

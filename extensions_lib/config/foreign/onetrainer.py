@@ -39,6 +39,7 @@ _SCHEDULES = {
     "constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine",
     "cosine_with_hard_restarts": "cosine_with_restarts",
 }  # fmt: skip
+_SCHEDULES_TEXT = f"is none of {', '.join(word.upper() for word in _SCHEDULES)}"
 _EPOCHS = "is counted in epochs, which are as many samples as there are pictures: say how many pictures you have"
 _OTHER_MODELS = re.compile(
     r"^(prior|transformer|unconditional_transformer|effnet_encoder|decoder|decoder_text_encoder|decoder_vqgan"
@@ -261,7 +262,7 @@ _BY_BASE = "follows from the base model here"
 RULES: tuple[Rule, ...] = (
     rule("learning_rate", set_to("optimizer.learning_rate", number)),
     rule("unet.learning_rate", set_to("optimizer.learning_rate", number)),
-    rule("learning_rate_scheduler", one_of("optimizer.lr_scheduler", _SCHEDULES, f"is none of {list(_SCHEDULES)}")),
+    rule("learning_rate_scheduler", one_of("optimizer.lr_scheduler", _SCHEDULES, _SCHEDULES_TEXT)),
     rule("learning_rate_warmup_steps", _warmup),
     rule("learning_rate_cycles", lambda value, facts: Said({"optimizer.lr_num_cycles": max(1, round(number(value)))})),
     rule("learning_rate_min_factor", set_to("optimizer.min_lr_ratio", number)),
