@@ -4,8 +4,9 @@
 
 loads CHECKPOINT as the host does, takes EMBEDDINGS for its folder of embeddings and LORAS for that of LoRAs. OUTPUT
 (safetensors) gets 'embedding/<name>/<key>' and 'lora/<file>/<word>/<key>' for the vectors as the host reads them,
-'placed/<name>/<key>' for what its own layer makes of them, and the states of PROMPT: 'states' without LoRA,
-'states/<file>' with each. The file beside it, OUTPUT with the ending .json, tells what the host says of them.
+'placed/<name>/<key>' for what its own layer makes of them, and what PROMPT tells the UNet: 'states' and 'pooled'
+without LoRA, '<file>/states' and so on with each, 'after/states' when they are gone. The file beside it, OUTPUT with
+the ending .json, tells what the host says of them.
 """
 
 import json
@@ -35,7 +36,13 @@ def put_in_place(embedding):
 
 
 def states(model, prompt):
-    return model.get_learned_conditioning([prompt])[0]
+    """What the UNet would be told: 'states', and for SDXL 'pooled', the pooled state with the sizes behind it."""
+    from modules.prompt_parser import SdConditioning
+
+    told = model.get_learned_conditioning(SdConditioning([prompt], width=64, height=64))
+    if isinstance(told, dict):
+        return {"states": told["crossattn"][0], "pooled": told["vector"][0]}
+    return {"states": told[0]}
 
 
 def read_embeddings(folder):
@@ -77,7 +84,7 @@ def with_each_lora(model, folder, prompt, found):
         }
         for name, embedding in loaded.bundle_embeddings.items():
             found.update({f"lora/{path.stem}/{name}/{key}": vec for key, vec in by_key(embedding).items()})
-        found[f"states/{path.stem}"] = states(model, prompt)
+        found.update({f"{path.stem}/{key}": tensor for key, tensor in states(model, prompt).items()})
         call(networks, [])
         facts[path.stem]["left"] = sorted(set(database.word_embeddings) - before)
     return facts
@@ -95,9 +102,9 @@ def main():
         for name, embedding in known.items():
             found.update({f"embedding/{name}/{key}": vec for key, vec in by_key(embedding).items()})
             found.update({f"placed/{name}/{key}": rows for key, rows in put_in_place(embedding).items()})
-        found["states"] = states(model, prompt)
+        found.update(states(model, prompt))
         facts["loras"] = with_each_lora(model, loras, prompt, found)
-        found["states/after"] = states(model, prompt)
+        found.update({f"after/{key}": tensor for key, tensor in states(model, prompt).items()})
     save_file({name: tensor.float().contiguous().clone() for name, tensor in found.items()}, output)
     Path(output).with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
 
