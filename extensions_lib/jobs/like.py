@@ -49,7 +49,7 @@ def _seen(told: Mapping[str, Any]) -> dict[str, Any]:
         count = str(told["variant"]).partition(" ")[0]
         return {"vectors": count if count.isdigit() else None, "step": details.get("step"), "base": details.get("base")}
     if told["kind"] != "lora":
-        return {}
+        return dict(details) if told["kind"] == "hypernetwork" else {}
     found = [word for name, word in ALGORITHMS.items() if name in told["variant"]]
     arguments = {"algo": found[0]} if found else {}
     arguments |= {"dora_wd": True, "wd_on_out": False} if "DoRA" in told["variant"] else {}

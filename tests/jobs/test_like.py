@@ -12,6 +12,7 @@ from extensions_lib.config.codec import dump, load
 from extensions_lib.config.job_file import job_toml
 from extensions_lib.errors import ConfigError, FormatError, ModelError
 from extensions_lib.formats.embedding import embedding_tensors, pt_embedding_bytes
+from extensions_lib.formats.hypernetwork import HypernetworkDesign, hypernetwork_bytes
 from extensions_lib.formats.safetensors_io import write_atomic
 from extensions_lib.jobs.like import recipe_of_file
 
@@ -89,6 +90,19 @@ def test_an_embedding_without_a_history(tmp_path: Path) -> None:
     assert recipe.table == {
         "preset": "embedding_subject", "method": {"kind": "textual_inversion", "vectors_per_token": 2},
     }  # fmt: skip
+
+
+def test_a_hypernetwork_of_the_webui(tmp_path: Path) -> None:
+    design = HypernetworkDesign((1, 1.5, 1), "relu")
+    parts = tuple({name: torch.ones(shape) for name, shape in design.tensor_shapes(64).items()} for _ in range(2))
+    path = tmp_path / "zkw.pt"
+    path.write_bytes(hypernetwork_bytes({64: parts}, design, name="zkw", step=40))
+    recipe = recipe_of_file(path)
+    assert recipe.table["method"] == {
+        "kind": "hypernetwork", "layer_structure": "1, 1.5, 1", "activation": "relu",
+    }  # fmt: skip
+    assert recipe.table["training"] == {"num_samples": 40, "max_train_steps": 0}
+    assert recipe.unmapped == ()
 
 
 def test_a_job_file_of_ours_and_what_is_wrong_with_it(tmp_path: Path) -> None:

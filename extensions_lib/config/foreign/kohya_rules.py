@@ -17,6 +17,8 @@ _OPTIMIZERS = {
 _NEARLY = {
     "pagedadamw8bit": "adamw8bit", "pagedadamw": "adamw", "lion8bit": "lion", "pagedlion8bit": "lion", "adam": "adamw",
 }  # fmt: skip
+# Of optimizers whose arguments say nothing else.
+WEIGHT_DECAY = {"adamw": 0.01, "adamw8bit": 0.01, "lion": 0.0, "adafactor": 0.0, "prodigy": 0.0}
 _SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 _ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "full": "full"}
 _LAYERS = {"full": "full", "attn-mlp": "attention+mlp", "attn-only": "attention"}
@@ -81,12 +83,13 @@ def _warmup(value: Any, facts: Facts) -> Said:
 
 def _scheduler(value: Any, facts: Facts) -> Said:
     word = str(value or "constant").lower()
+    to_zero = {"optimizer.min_lr_ratio": 0.0}
     if word == "cosine_with_min_lr":
-        return Said({"optimizer.lr_scheduler": "cosine"})
+        return Said({"optimizer.lr_scheduler": "cosine", **to_zero})
     if word == "adafactor":
         return Said({"optimizer.lr_scheduler": "constant"}, "a rate that Adafactor finds itself as a constant one")
     if word in _SCHEDULERS:
-        return Said({"optimizer.lr_scheduler": word})
+        return Said({"optimizer.lr_scheduler": word, **to_zero})
     return Said(reason=f"accepted are {', '.join(_SCHEDULERS)}")
 
 
@@ -97,8 +100,7 @@ def _optimizer(kind: Any, settings: Any, eight_bit: Any, lion: Any, facts: Facts
     if found["optimizer.optimizer"] is None:
         return Said(reason=f"{word} is none of {', '.join(_OPTIMIZERS)}")
     given = dict(settings or {})
-    if "weight_decay" in given:
-        found["optimizer.weight_decay"] = number(given.pop("weight_decay"))
+    found["optimizer.weight_decay"] = number(given.pop("weight_decay", WEIGHT_DECAY[found["optimizer.optimizer"]]))
     if "betas" in given:
         found["optimizer.beta1"], found["optimizer.beta2"] = numbers(given.pop("betas"))[:2]
     if "eps" in given and word != "adafactor":
@@ -260,6 +262,13 @@ def _path(path: str) -> Callable[..., Said]:
     return say
 
 
+def _data_folder(value: Any, facts: Facts) -> Said:
+    """The folder above those called '10_cat'."""
+    if not value:
+        return NOTHING
+    return Said({"dataset.folder": str(value)}, "the numbers in the names of its sub-folders are not read as repeats")
+
+
 def _total_batch(total: Any, facts: Facts) -> Said:
     """More than batch and accumulation make: it ran on several GPUs."""
     accumulation = whole(facts.get("gradient_accumulation_steps") or 1)
@@ -274,6 +283,11 @@ def _total_batch(total: Any, facts: Facts) -> Said:
         },
         f"{devices} devices as accumulation",
     )
+
+
+def _vectors(value: Any, facts: Facts) -> Said:
+    """Their rate is the common one."""
+    return Said({"method.vectors_per_token": whole(value or 1), "method.relative_learning_rate": 0.0})
 
 
 def _templates(thing: Any, style: Any, facts: Facts) -> Said:
@@ -338,7 +352,7 @@ RULES: tuple[Rule, ...] = (
     rule("max_timestep", set_to("training.max_timestep", whole)),
     Rule(("save_every_n_steps", "save_every_n_epochs"), _every("training.save_every_steps")),
     Rule(("sample_every_n_steps", "sample_every_n_epochs"), _every("preview.every_steps")),
-    rule("training_comment", set_to("output.description", text)),
+    rule("training_comment", lambda value, facts: Said({"output.description": str(value)}) if value else NOTHING),
     rule("output_name", set_to("name", text)),
     rule("pretrained_model_name_or_path", _path("base_model")),
     rule("vae", _path("vae")),
@@ -355,8 +369,8 @@ RULES: tuple[Rule, ...] = (
     rule("num_repeats", set_to("dataset.repeats", whole)),
     rule("resolution", _resolution),
     rule("image_dir", _path("dataset.folder")),
-    rule("train_data_dir", _path("dataset.folder")),
-    rule("num_vectors_per_token", set_to("method.vectors_per_token", whole)),
+    rule("train_data_dir", _data_folder),
+    rule("num_vectors_per_token", _vectors),
     rule("init_word", set_to("method.initializer_text", text)),
     rule("token_string", set_to("name", text)),
     rule("weights", _path("method.start_from")),

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import ConfigError, Problem
 from ..methods import METHOD_CONFIGS
+from .kohya_rules import WEIGHT_DECAY
 from .plain import number, numbers, switch, text, whole
 from .recipe import NOTHING, Facts, Recipe, Rule, Said, missing, one_of, rule, set_to, silent, translate
 
@@ -25,7 +26,7 @@ _DEFAULTS = {
     "lora_alpha": 1.0, "optimizer.optimizer": "ADAMW", "loss_weight_fn": "CONSTANT", "clip_grad_norm": 1.0,
     "train_dtype": "FLOAT_16", "text_encoder.train": True, "embedding.token_count": 1,
     "embedding.initial_embedding_text": "*", "aspect_ratio_bucketing": True, "layer_filter_preset": "full",
-    "offset_noise_weight": 0.0, "ema": "OFF", "unet.gradient_checkpointing": True,
+    "offset_noise_weight": 0.0, "ema": "OFF", "learning_rate_min_factor": 0.0, "unet.gradient_checkpointing": True,
 }  # fmt: skip
 _OPTIMIZERS = {
     "ADAMW": "adamw", "ADAMW_8BIT": "adamw8bit", "ADAFACTOR": "adafactor", "LION": "lion", "PRODIGY": "prodigy",
@@ -118,7 +119,8 @@ def _optimizer(kind: Any, facts: Facts) -> Said:
     ours = _OPTIMIZERS.get(word) or _NEARLY.get(word)
     if ours is None:
         return Said(reason=f"accepted are {', '.join(_OPTIMIZERS)}")
-    return Said({"optimizer.optimizer": ours}, "" if word in _OPTIMIZERS else f"{word} as {ours}")
+    found = {"optimizer.optimizer": ours, "optimizer.weight_decay": WEIGHT_DECAY[ours]}
+    return Said(found, "" if word in _OPTIMIZERS else f"{word} as {ours}")
 
 
 def _text_rate(trains: Any, rate: Any, second: Any, common: Any, facts: Facts) -> Said:
@@ -331,6 +333,7 @@ RULES: tuple[Rule, ...] = (
     ),
 )  # fmt: skip
 _WORD = (
+    rule("training_method", lambda value, facts: Said({"method.relative_learning_rate": 0.0})),
     rule("embedding.token_count", set_to("method.vectors_per_token", whole)),
     rule("embedding.initial_embedding_text", set_to("method.initializer_text", text)),
     rule("preserve_embedding_norm", missing("give a limit for the length of vectors instead (max_norm_ratio)")),

@@ -14,12 +14,13 @@ from ..field import settings_of
 from ..job import TrainJobConfig
 from .kohya import from_kohya_config, from_kohya_metadata, is_kohya_config, is_kohya_metadata
 from .onetrainer import from_onetrainer, is_onetrainer
-from .plain import whole
+from .plain import number, text, whole
 from .recipe import NOTHING, Facts, Recipe, Rule, Said, rule, set_to, silent, translate
 
 OWN_JOB = "a job of Train Studio"
 OWN_FILE = "a file trained with Train Studio"
 WEBUI = "an embedding of the WebUI's own Train tab"
+WEBUI_HYPERNETWORK = "a hypernetwork of the WebUI's own Train tab"
 TENSORS = "a file that says nothing of its training but what its tensors show"
 _ACCEPTED = (
     "accepted are LoRA and embedding files, job files of Train Studio, config files of kohya's sd-scripts and configs "
@@ -47,8 +48,8 @@ def recipe_of_metadata(
 ) -> Recipe:
     """The recipe in a model file of that `kind`, from its metadata and from `seen`, what its tensors show.
 
-    `seen` has kohya's names for a LoRA, and 'vectors', 'step', 'base' for an embedding. Raises ConfigError for a file
-    that is neither and says nothing of its training.
+    `seen` has kohya's names for a LoRA, 'vectors', 'step', 'base' for an embedding, and the WebUI's names for a
+    hypernetwork. Raises ConfigError for another file that says nothing of its training.
     """
     if "train_studio.job" in metadata:
         return _own(_parsed(metadata["train_studio.job"], "train_studio.job"))
@@ -61,6 +62,9 @@ def recipe_of_metadata(
     if kind == "embedding":
         recipe = translate(WEBUI if seen.get("step") else TENSORS, seen, _EMBEDDING_RULES, "textual_inversion")
         return replace(recipe, base_model=str(seen.get("base") or ""))
+    if kind == "hypernetwork":
+        recipe = translate(WEBUI_HYPERNETWORK, seen, _HYPERNETWORK_RULES, kind)
+        return replace(recipe, base_model=str(seen.get("sd_checkpoint_name") or ""))
     raise ConfigError([Problem("file", f"is a {kind} that says nothing of its training; {_ACCEPTED}")])
 
 
@@ -96,4 +100,16 @@ _EMBEDDING_RULES: tuple[Rule, ...] = (
     rule("vectors", set_to("method.vectors_per_token", whole)),
     rule("step", _steps),
     *silent("base", "name"),
+)
+
+
+def _layers(value: Any, facts: Facts) -> Said:
+    return Said({"method.layer_structure": ", ".join(f"{number(each):g}" for each in value)})
+
+
+_HYPERNETWORK_RULES: tuple[Rule, ...] = (
+    rule("layer_structure", _layers),
+    rule("activation_func", set_to("method.activation", text)),
+    rule("step", _steps),
+    *silent("name", "widths", "sd_checkpoint_name", "sd_checkpoint"),
 )

@@ -142,7 +142,7 @@ def translate(source: str, facts: Facts, rules: Sequence[Rule], kind: str) -> Re
             noted.append((Remark(name, value, answer.note), answer.settings))
         for path, ours in answer.settings.items():
             said[path] = (Remark(name, value, ""), ours)
-    others = [name for name in facts if name not in known and facts[name] not in (None, "", [], {})]
+    others = [name for name in facts if name not in known and facts[name] not in (None, False, "", [], {})]
     unmapped += [Remark(name, facts[name], "is not known to Train Studio") for name in others]
     table, kept, refused = _accepted(said, kind)
     approximated = tuple(remark for remark, settings in noted if not settings or kept & set(settings))

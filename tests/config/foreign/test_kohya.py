@@ -56,7 +56,7 @@ def test_a_whole_file_becomes_a_job() -> None:
     assert (table["method"]["train_text_encoder"], table["method"]["text_encoder_learning_rate"]) == (True, 5e-5)
     assert table["optimizer"] == {
         "learning_rate": 2e-4, "optimizer": "adamw8bit", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99,
-        "lr_scheduler": "cosine_with_restarts", "lr_warmup_ratio": 0.05,
+        "lr_scheduler": "cosine_with_restarts", "lr_warmup_ratio": 0.05, "min_lr_ratio": 0.0,
     }  # fmt: skip
     assert table["training"] == {
         "num_samples": 3000, "max_train_steps": 0, "train_batch_size": 2, "gradient_accumulation_steps": 1,
@@ -226,7 +226,8 @@ def test_a_config_file_and_its_dataset_are_read_with_the_defaults_of_the_program
         "rank": 8, "alpha": 1.0, "train_text_encoder": False,
     }  # fmt: skip
     optimizer = {"optimizer": "prodigy", "weight_decay": 0.02, "beta1": 0.9, "beta2": 0.95, "learning_rate": 2e-4}
-    assert recipe.table["optimizer"] == {**optimizer, "lr_scheduler": "constant", "lr_warmup_ratio": 0.1}
+    schedule = {"lr_scheduler": "constant", "lr_warmup_ratio": 0.1, "min_lr_ratio": 0.0}
+    assert recipe.table["optimizer"] == {**optimizer, **schedule}
     assert recipe.table["training"]["loss_weighting"] == "none"
     assert recipe.table["dataset"] == {
         "caption_template": "[filewords]", "shuffle_tags": True, "keep_first_tags": 0, "caption_dropout_rate": 0.0,
@@ -253,6 +254,17 @@ def test_a_dataset_alone_says_nothing_of_the_training() -> None:
     assert (recipe.table["dataset"]["keep_first_tags"], recipe.table["dataset"]["resolution_px"]) == (1, 512)
 
 
+def test_without_a_network_the_checkpoint_itself_is_trained() -> None:
+    config = {"pretrained_model_name_or_path": "/m/sd.ckpt", "learning_rate": 2e-6, "max_train_steps": 800,
+              "learning_rate_te": 1e-6, "prior_loss_weight": 1.0, "reg_data_dir": "/reg"}  # fmt: skip
+    recipe = recipe_of_table(config)
+    names = ("kind", "train_text_encoder", "text_encoder_learning_rate")
+    method = {name: recipe.table["method"][name] for name in names}
+    assert method == {"kind": "dreambooth", "train_text_encoder": True, "text_encoder_learning_rate": 1e-6}
+    assert recipe.table["optimizer"]["learning_rate"] == 2e-6
+    assert texts(recipe).keys() == {"reg_data_dir"}
+
+
 def test_new_vectors_become_an_embedding() -> None:
     config = {
         "pretrained_model_name_or_path": "org/name", "token_string": "zkw", "num_vectors_per_token": 4,
@@ -260,8 +272,9 @@ def test_new_vectors_become_an_embedding() -> None:
     }  # fmt: skip
     recipe = recipe_of_table(config)
     assert recipe.table["method"] == {
-        "kind": "textual_inversion", "vectors_per_token": 4, "initializer_text": "cat",
+        "kind": "textual_inversion", "vectors_per_token": 4, "initializer_text": "cat", "relative_learning_rate": 0.0,
     }  # fmt: skip
+    assert recipe.table["optimizer"]["weight_decay"] == 0.01
     assert (recipe.table["name"], recipe.table["dataset"]["caption_template"]) == ("zkw", "subject")
     assert texts(recipe) == {
         "pretrained_model_name_or_path": "is the name of a model on a site, not a file; choose the checkpoint yourself"

@@ -43,6 +43,7 @@ def test_a_preset_is_read_with_the_defaults_of_the_program() -> None:
     # 200 batches of warm-up in 100 epochs of 5 batches.
     assert recipe.table["optimizer"] == {
         "learning_rate": 3e-4, "lr_scheduler": "constant_with_warmup", "lr_warmup_ratio": 0.4, "optimizer": "adamw",
+        "weight_decay": 0.01, "min_lr_ratio": 0.0,
     }  # fmt: skip
     assert recipe.table["dataset"] == {"resolution_px": 1024, "use_buckets": True}
     assert recipe.table["name"] == "my lora"
@@ -128,7 +129,7 @@ def test_an_embedding() -> None:
     }  # fmt: skip
     recipe = recipe_of_table(table, 10)
     assert recipe.table["method"] == {
-        "kind": "textual_inversion", "vectors_per_token": 4, "initializer_text": "cat",
+        "kind": "textual_inversion", "vectors_per_token": 4, "initializer_text": "cat", "relative_learning_rate": 0.0,
     }  # fmt: skip
     assert (recipe.table["optimizer"]["learning_rate"], recipe.table["base_model"]) == (1e-3, "/m/sd.safetensors")
     assert texts(recipe) == {}
