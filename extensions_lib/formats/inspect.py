@@ -42,6 +42,9 @@ _TRAINED_ON = (
 # Factors whose first dimension is the rank.
 _RANK_FIRST = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b")
 
+# Tensors whose first axis is the rank.
+_INNER_FACTORS = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b", ".lokr_w2_b", ".lokr_w1_b")
+
 
 def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
     """Facts about a model file as plain values (JSON-able); no tensor of a `.safetensors` checkpoint is read.
@@ -129,7 +132,7 @@ def _from_header(path: Path, header: Header, metadata: Mapping[str, str]) -> tup
 
 
 def _with_stated_family(found: Recognised, metadata: Mapping[str, str]) -> Recognised:
-    """What the tensors leave open (LoKr, small files) the metadata may say, by the WebUI's own rules."""
+    """What the tensors leave open (other widths, no attention) the metadata may say, by the WebUI's own rules."""
     if found.family:
         return found
     if metadata.get("ss_base_model_version", "").startswith("sdxl_"):

@@ -43,6 +43,7 @@ class ArtefactInfo:
 
     `resolution_px` is (width, height); hashes are hex digits (full sha256, 8 digits of AutoV1); times are Unix seconds;
     `tag_frequency` is {folder: {tag: count}}, `bucket_info` {"buckets": {"0": {"resolution": [w, h], "count": n}}},
+    `network_module` and `network_args` are kohya's words for the algorithm of a LoRA; `max_norm` bounds its changes;
     `dataset_dirs` {folder: {"n_repeats": n, "img_count": n}}; `job_json` the job's settings as JSON text.
     """
 
@@ -64,6 +65,9 @@ class ArtefactInfo:
     conv_rank: int | None = None
     conv_alpha: float | None = None
     network_dropout: float | None = None
+    network_module: str = "networks.lora"
+    network_args: Mapping[str, object] | None = None
+    max_norm: float | None = None
     num_vectors: int | None = None
     is_negative_embedding: bool = False
     steps: int | None = None
@@ -203,11 +207,12 @@ def _identity(info: ArtefactInfo) -> dict[str, object]:
 def _network(info: ArtefactInfo) -> dict[str, object]:
     conv = {"conv_dim": info.conv_rank, "conv_alpha": info.conv_alpha} if info.conv_rank else {}
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": info.network_module,
         "ss_network_dim": info.rank,
         "ss_network_alpha": info.alpha,
         "ss_network_dropout": info.network_dropout,
-        "ss_network_args": {key: str(value) for key, value in conv.items()} or None,
+        "ss_network_args": {key: str(value) for key, value in {**conv, **(info.network_args or {})}.items()} or None,
+        "ss_scale_weight_norms": info.max_norm,
     }
 
 

@@ -31,7 +31,10 @@ _LORA_FAMILY = (
     (r"^lora_te2_|^text_encoder_2\.|(input_blocks_[478]_1|attentions[_.][01])[_.]transformer_blocks[_.][1-9]", "sdxl"),
 )
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2", 1280: "sdxl", 2048: "sdxl"}
-_ATTENTION_INPUT = re.compile(r"attn2[_.]to_[kv]\.(lora_down\.weight|lora_A\.weight|hada_w1_b|lora\.down\.weight)$")
+_ATTENTION_INPUT = re.compile(
+    r"attn2[_.]to_[kv]\.(lora_down\.weight|lora_A\.weight|hada_w1_b|lora\.down\.weight|dora_scale|diff)$"
+)
+_LOKR_INPUT = re.compile(r"(.*attn2[_.]to_[kv])\.lokr_w1(?:_b)?$")
 _CROSS_ATTENTION = re.compile(r"attn2\.to_k\.weight$")
 _INPUT_BLOCK = re.compile(r"^(model\.diffusion_model\.)?input_blocks\.0\.0\.weight$|^(unet\.)?conv_in\.weight$")
 _INPUT_VARIANTS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
@@ -108,12 +111,23 @@ def _lora_family(header: Header) -> str:
         if _any(pattern, header):
             return family
     widths = (info.shape[-1] for name, info in header.items() if _ATTENTION_INPUT.search(name))
-    return _FAMILY_BY_WIDTH.get(next(widths, 0), "") or _family_by_text_width(header)
+    width = next(widths, 0) or _lokr_width(header)
+    return _FAMILY_BY_WIDTH.get(width, "") or _family_by_text_width(header)
+
+
+def _lokr_width(header: Header) -> int:
+    """The width of the text conditioning that a LoKr of it is for: that of the Kronecker product of its matrices."""
+    for name, info in header.items():
+        layer = _LOKR_INPUT.search(name)
+        second = layer and (header.get(f"{layer[1]}.lokr_w2") or header.get(f"{layer[1]}.lokr_w2_b"))
+        if second:
+            return info.shape[-1] * second.shape[-1]
+    return 0
 
 
 def _family_by_text_width(header: Header) -> str:
     """A file for the text encoder alone: its layers are as wide as the vectors of its family."""
-    pattern = re.compile(r"^lora_te1?_.*self_attn_q_proj\.lora_down\.weight$")
+    pattern = re.compile(r"^lora_te1?_.*self_attn_q_proj\.(lora_down\.weight|hada_w1_b|dora_scale|diff)$")
     width = next((info.shape[-1] for name, info in header.items() if pattern.search(name)), 0)
     return _FAMILY_BY_WIDTH.get(width, "")
 

@@ -29,6 +29,15 @@ from .base import Exported, ParamGroup, Trainable, TrainMethod, Verified
 from .layer_choice import ChosenLayer, LayerChoice, check_whole_attention, choose_layers
 from .lora_adapters import AdapterRecipe, BlockValues
 
+# Preset -> the nearest of LyCORIS.
+LYCORIS_PRESETS = {
+    "cross-attention": "attn-only",
+    "attention": "attn-only",
+    "attention+mlp": "attn-mlp",
+    "transformer": "attn-mlp",
+    "full": "full",
+}
+
 
 @dataclass(frozen=True)
 class Lora(TrainMethod):
@@ -161,6 +170,38 @@ class Lora(TrainMethod):
         bounded = [adapter for adapter in adapters.values() if not isinstance(adapter, NormAdapter)]
         return (partial(cap_norms, bounded, self.max_norm),) if self.max_norm else ()
 
+    @property
+    def network_module(self) -> str:
+        """The module of kohya's trainer that makes such files; what is beyond plain LoRA is LyCORIS."""
+        is_plain = self.algorithm == "lora" and not (self.dora or self.rs_lora or self.train_norms)
+        return "networks.lora" if is_plain else "lycoris.kohya"
+
+    @property
+    def network_args(self) -> dict[str, object]:
+        """What that module would be told; settings that are off are left out."""
+        has_own_convolutions = self.layers == "full" and not self.conv_rank
+        told: dict[str, object] = {
+            "conv_dim": self.rank if has_own_convolutions else None,
+            "conv_alpha": self.alpha if has_own_convolutions else None,
+            "rank_dropout": self.rank_dropout,
+            "module_dropout": self.module_dropout,
+            "loraplus_lr_ratio": self.lora_plus_ratio if self.lora_plus_ratio != 1.0 else None,
+        }
+        if self.network_module == "lycoris.kohya":
+            is_lokr = self.algorithm == "lokr"
+            told |= {
+                "algo": self.algorithm,
+                "preset": LYCORIS_PRESETS[self.layers],
+                "dora_wd": self.dora,
+                "rs_lora": self.rs_lora,
+                "train_norm": self.train_norms,
+                "factor": self.lokr_factor if is_lokr else None,
+                "full_matrix": is_lokr and self.lokr_whole,
+            }
+        # LyCORIS's own default is the other axis.
+        axis = {"wd_on_out": False} if self.dora else {}
+        return {name: value for name, value in told.items() if value} | axis
+
     def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
         """Factors and alphas under the names the WebUI reads."""
         tensors = file_tensors(trainable, self.dtype)
@@ -175,6 +216,9 @@ class Lora(TrainMethod):
             conv_rank=self.conv_rank or None,
             conv_alpha=self.conv_alpha if self.conv_rank else None,
             network_dropout=self.dropout,
+            network_module=self.network_module,
+            network_args=self.network_args,
+            max_norm=self.max_norm or None,
             text_encoder_learning_rate=self.text_encoder_learning_rate,
         )
 

@@ -110,7 +110,10 @@ FILES = {
     "lora flux": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)}, "lora", "flux", "LoRA"),
     "lora sd3": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": (4, 1536)}, "lora", "sd3", "LoRA"),
     "loha": ({LORA_K + ".hada_w1_a": (320, 4), LORA_K + ".hada_w1_b": (4, 768)}, "lora", "sd1", "LoHa"),
-    "lokr": ({LORA_K + ".lokr_w1": (4, 4), LORA_K + ".lokr_w2": (80, 192)}, "lora", "", "LoKr"),
+    "lokr": ({LORA_K + ".lokr_w1": (4, 4), LORA_K + ".lokr_w2": (80, 192)}, "lora", "sd1", "LoKr"),
+    "lokr of sd2": ({LORA_K + ".lokr_w1": (8, 8), LORA_K + ".lokr_w2_b": (4, 128)}, "lora", "sd2", "LoKr"),
+    "full": ({LORA_K + ".diff": (640, 2048)}, "lora", "sdxl", "full difference"),
+    "dora of lokr": ({LORA_K + ".lokr_w1": (4, 4), LORA_K + ".dora_scale": (1, 768)}, "lora", "sd1", "DoRA, LoKr"),
     "dora": (
         {LORA_K + ".lora_down.weight": (4, 768), LORA_K + ".dora_scale": (1, 768)},
         "lora",
