@@ -86,6 +86,7 @@ def practice_job() -> dict[str, Any]:
         "name": "badge",
         "base_model": str(practice_checkpoint()),
         "preset": "lora_quick_look",
+        "family": "sd1",
         "dataset": {
             "folder": str(BADGE_FOLDER / "train"),
             "validation_folder": str(BADGE_FOLDER / "held_out"),

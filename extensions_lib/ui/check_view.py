@@ -26,7 +26,7 @@ def check_html(report: CheckReport) -> str:
 
 
 def summary(report: CheckReport) -> str:
-    """One line: '12 pictures, 3 buckets, 1 skipped; 1200 steps = 200 epochs; about 14 min; about 6.1 GiB of memory'."""
+    """One line: '12 pictures, 3 buckets; 2400 samples = 1200 steps = 200 epochs; about 14 min; about 6 GiB of ...'."""
     pictures = [_count(report.num_pictures, "picture")]
     if report.buckets:
         pictures.append(_count(len(report.buckets), "bucket"))
@@ -35,6 +35,8 @@ def summary(report: CheckReport) -> str:
     length = _count(report.max_train_steps, "step")
     if report.epochs is not None:
         length += f" = {_short(report.epochs)} epoch{'' if report.epochs == 1 else 's'}"
+    if report.num_samples is not None:
+        length = f"{_count(report.num_samples, 'sample')} = {length}"
     parts = [", ".join(pictures), length, _time(report)]
     if report.memory_gib is not None:
         parts.append(f"about {report.memory_gib:.1f} GiB of memory")

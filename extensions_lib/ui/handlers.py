@@ -108,7 +108,13 @@ class Handlers:
         return [done_html(f"The start values are now those for {FAMILY_WORDS[family]}."), *updates]
 
     def settle_base(self, kind: str, start: str, *values: Shown) -> list[Any]:
-        """When the page opens: updates of all controls for the checkpoint that is chosen at first, without a word."""
+        """When the page opens: updates of all controls for the checkpoint that is chosen at first, without a word.
+
+        Nothing is looked at when its family is known: that would load torch for a page that may only be read.
+        """
+        shown = dict(zip(self._form.keys, values, strict=True))
+        if shown[FAMILY] != AUTO:
+            return [gr.update() for _ in self._form.keys]
         return self.choose_base(kind, start, *values)[1:]
 
     def reasons(self, kind: str, start: str, family: str) -> str:

@@ -87,18 +87,23 @@ def with_picture(**changes: object) -> CheckReport:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "12 pictures, 3 buckets, 1 skipped; 1200 steps = 200 epochs; about 14 min; about 6.1 GiB of memory"),
         (
-            {"seconds_per_step": None, "pace_text": "known after the first steps", "skipped": ()},
-            "12 pictures, 3 buckets; 1200 steps = 200 epochs; time known after the first steps; "
+            {},
+            "12 pictures, 3 buckets, 1 skipped; 2400 samples = 1200 steps = 200 epochs; about 14 min; "
             "about 6.1 GiB of memory",
         ),
         (
-            {"num_pictures": 1, "buckets": {"64x64": 1}, "max_train_steps": 1, "epochs": 0.25, "memory_gib": None},
-            "1 picture, 1 bucket, 1 skipped; 1 step = 0.25 epochs; under a minute",
+            {"seconds_per_step": None, "pace_text": "known after the first steps", "skipped": ()},
+            "12 pictures, 3 buckets; 2400 samples = 1200 steps = 200 epochs; time known after the first steps; "
+            "about 6.1 GiB of memory",
         ),
         (
-            {"num_pictures": 0, "buckets": {}, "epochs": None, "skipped": (), "memory_gib": None},
+            {"num_pictures": 1, "buckets": {"64x64": 1}, "max_train_steps": 1, "epochs": 0.25, "memory_gib": None,
+             "num_samples": 1},
+            "1 picture, 1 bucket, 1 skipped; 1 sample = 1 step = 0.25 epochs; under a minute",
+        ),
+        (
+            {"num_pictures": 0, "buckets": {}, "epochs": None, "num_samples": None, "skipped": (), "memory_gib": None},
             "0 pictures; 1200 steps; about 14 min",
         ),
     ],

@@ -253,6 +253,7 @@ def test_the_reasons_are_those_of_the_purpose_and_the_family(page: Page) -> None
 
 def test_opening_the_page_sets_the_family_without_a_word(page: Page) -> None:
     assert page.take(page.handlers.settle_base("lora", CHARACTER, *page.values()))["job.family"] == "sd1"
+    assert page.take(page.handlers.settle_base("lora", CHARACTER, *page.values())) == {}
 
 
 def test_a_purpose_and_a_method_are_chosen_for_the_family_that_is_shown(page: Page) -> None:

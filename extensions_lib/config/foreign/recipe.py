@@ -168,7 +168,7 @@ def _accepted(
             check_partial(table)
             return table, set(kept), refused
         except ConfigError as error:
-            found = {path: each.text for each in error.problems if (path := _nearest(each.path, kept))}
+            found = {path: each.text for each in error.problems for path in _about(each.path, kept)}
             if not found:  # a mistake of the preset, not of the file
                 raise
         for path, text in found.items():
@@ -182,10 +182,14 @@ def _why(path: str, text: str, kind: str) -> str:
     return f"{path} {text}"
 
 
-def _nearest(path: str, kept: Mapping[str, Any]) -> str:
-    """The setting that a problem is about: 'preview.prompts' for 'preview.prompts[0].seed'; '' for none of ours."""
+def _about(path: str, kept: Mapping[str, Any]) -> list[str]:
+    """The settings that a problem is about: 'preview.prompts' for 'preview.prompts[0].seed'.
+
+    A problem of a setting that was not taken over comes from those of its section that were.
+    """
     plain = path.partition("[")[0]
-    return plain if plain in kept else ""
+    section = plain.rpartition(".")[0]
+    return [plain] if plain in kept else [each for each in kept if section and each.rpartition(".")[0] == section]
 
 
 def _table(kept: Mapping[str, tuple[Remark, Any]], kind: str) -> dict[str, Any]:
