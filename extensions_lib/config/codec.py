@@ -289,6 +289,7 @@ def _check_together(job: TrainJobConfig) -> list[Problem]:
                 "dataset.trigger_word", f"is {word!r}; an embedding is called by its name, {job.name!r}; leave it empty"
             )
         )
+    problems += [Problem(f"prior.{name}", text) for name, text in job.prior.problems()]
     if hasattr(job.method, "problems"):
         problems += [Problem(f"method.{name}", text) for name, text in job.method.problems()]
     owners = {"pt": ("textual_inversion", "embeddings"), "ckpt": ("dreambooth", "checkpoints")}

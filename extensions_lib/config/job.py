@@ -10,6 +10,7 @@ from .methods import MethodConfig
 from .optimizer import OptimizerConfig
 from .presets import AUTO, FAMILY_NAMES
 from .preview import PreviewConfig
+from .prior import PriorConfig
 from .training import TrainingConfig
 from .words import EmbeddingConfig
 
@@ -69,6 +70,7 @@ class TrainJobConfig:
     dataset: DatasetConfig = option(help="The pictures.")
     method: MethodConfig = option(help="What is trained.")
     training: TrainingConfig = option(factory=TrainingConfig, help="The loop.")
+    prior: PriorConfig = option(factory=PriorConfig, help="What keeps the model from forgetting the class.")
     optimizer: OptimizerConfig = option(factory=OptimizerConfig, help="The optimizer.")
     preview: PreviewConfig = option(factory=PreviewConfig, help="Pictures while it trains.")
     output: OutputConfig = option(factory=OutputConfig, help="The result.")

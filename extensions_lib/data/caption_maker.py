@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ class CaptionMaker:
         self._keep_first_tags = keep_first_tags
         self._tag_dropout = tag_dropout
         self._caption_dropout = caption_dropout
+
+    def renamed(self, name: str) -> CaptionMaker:
+        """The same captions, shuffled and dropped alike, with another name in the place of [name]."""
+        other = copy.copy(self)
+        other._name = name
+        return other
 
     @property
     def is_constant(self) -> bool:

@@ -88,6 +88,8 @@ def named_paths(config: TrainJobConfig) -> Iterator[NamedPath]:
         yield NamedPath("vae", Path(config.vae), holds_weights=True)
     if dataset.validation_folder:
         yield NamedPath("dataset.validation_folder", Path(dataset.validation_folder))
+    if config.prior.folder:
+        yield NamedPath("prior.folder", Path(config.prior.folder))
     start_from = getattr(config.method, "start_from", "")
     if start_from:
         yield NamedPath("method.start_from", Path(start_from), holds_weights=True)

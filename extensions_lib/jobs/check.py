@@ -111,6 +111,8 @@ def _dataset(config: TrainJobConfig, findings: Findings) -> tuple[Dataset | None
         findings.attempt(
             "dataset.validation_folder", lambda: scan_pictures(config.dataset, config.dataset.validation_folder)
         )
+    if config.prior.kind == "pictures" and config.prior.folder:
+        findings.attempt("prior.folder", lambda: scan_pictures(config.dataset, config.prior.folder))
     found = dataset or next(iter(unusable), None)
     if found is None:
         return None, (), 0

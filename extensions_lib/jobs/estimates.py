@@ -74,6 +74,7 @@ def _pace_settings(config: TrainJobConfig) -> tuple[object, ...]:
     return (
         Path(config.base_model).expanduser().absolute(),
         config.method.kind,
+        config.prior.kind,
         getattr(config.method, "train_text_encoder", True),
         config.dataset.resolution_px,
         training.train_batch_size,

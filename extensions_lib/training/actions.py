@@ -10,11 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What `compute_losses` gives: losses (B,) with gradient, their weights (B,), and the pictures' names."""
+    """What `compute_losses` gives: losses (B,) with gradient, their weights (B,), and the pictures' names.
+
+    The step's loss is the weighted sum divided by the weights of those that are not `is_prior`, which come on top.
+    """
 
     losses: Tensor
     weights: Tensor
     names: Sequence[str]
+    is_prior: bool = False
 
 
 @dataclass(frozen=True)

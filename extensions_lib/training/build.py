@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,9 +17,7 @@ from ..config.training import TrainingConfig
 from ..control import JobControl
 from ..data.caption_maker import CaptionMaker, load_template
 from ..data.dataset import Dataset, Progress, do_nothing, scan_folder
-from ..data.encode import sample_latents
 from ..data.latent_cache import CachedLatents, cache_latents
-from ..data.stream import BatchPlan, group_by_bucket
 from ..diffusion.timesteps import step_generator
 from ..errors import ConfigError, Problem
 from ..events import EventStream, PhaseProgress, Warned
@@ -31,6 +29,7 @@ from ..models.load import load_bundle
 from ..models.predict import predict
 from ..models.text import Conditioning
 from .actions import MicroBatch
+from .batches import Batches, PicturesAndCaptions
 from .caveats import model_caveats
 from .conditioning import TextConditioner
 from .denoising import Denoiser, LossSettings, NoiseSettings, fixed_noise_loss
@@ -38,6 +37,7 @@ from .lr_schedule import Schedule, make_schedule, make_text_schedule, parse_lr_t
 from .memory import out_of_memory_explained
 from .optimizer import make_optimizer
 from .precision import BF16, Precision, choose_precision, computed_in
+from .prior import Preservation, RenamedCaptions, class_captions, draw_class_pictures
 
 MAX_SKIPPED_NAMED = 20
 # Settings of a method that make its forward pass random.
@@ -45,23 +45,15 @@ DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 
 
 @dataclass(frozen=True)
-class PicturesAndCaptions:
-    """A dataset with its latents and the texts that go with it."""
-
-    dataset: Dataset
-    latents: CachedLatents
-    captions: CaptionMaker
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """A frozen base model on its device, and the pictures to train and to validate with."""
+    """A frozen base model on its device, the pictures to train and to validate with, and those of the class, if any."""
 
     bundle: ModelBundle
     device: torch.device
     precision: Precision
     train: PicturesAndCaptions
     validation: PicturesAndCaptions
+    prior: PicturesAndCaptions | None = None
 
 
 def no_interest(bundle: ModelBundle) -> None:
@@ -90,10 +82,26 @@ def prepare(
     loaded(bundle)
     captions = make_captions(config)
     train = PicturesAndCaptions(dataset, _encode(dataset, bundle, config, cache_folder, events, control), captions)
+    prior = _class_pictures(config, bundle, cache_folder, events, control) if config.prior.kind == "pictures" else None
     if not held_out:
-        return Prepared(bundle, device, precision, train, train)
+        return Prepared(bundle, device, precision, train, train, prior)
     latents = _encode(validation, bundle, config, cache_folder, events, control)
-    return Prepared(bundle, device, precision, train, PicturesAndCaptions(validation, latents, captions))
+    return Prepared(bundle, device, precision, train, PicturesAndCaptions(validation, latents, captions), prior)
+
+
+def _class_pictures(
+    config: TrainJobConfig, bundle: ModelBundle, cache_folder: Path, events: EventStream, control: JobControl
+) -> PicturesAndCaptions:
+    """Those of the user's folder, or drawn by the base model into a folder beside that of the latents."""
+    folder = config.prior.folder
+    if folder:
+        dataset = _scan(replace(config.dataset, repeats=1), folder, events, control)
+    else:
+        drawn = draw_class_pictures(config, bundle, cache_folder.parent / "class-pictures", events, control)
+        dataset = _scan(replace(config.dataset, repeats=1, recursive=False), str(drawn), events, control)
+        dataset = replace(dataset, examples=dataset.examples[: config.prior.num_class_images])
+    latents = _encode(dataset, bundle, config, cache_folder, events, control)
+    return PicturesAndCaptions(dataset, latents, class_captions(config.prior))
 
 
 def load_model(config: TrainJobConfig, device: torch.device, precision: Precision, events: EventStream) -> ModelBundle:
@@ -227,34 +235,70 @@ def make_denoiser(prepared: Prepared) -> Denoiser:
 
 
 def make_compute_losses(
-    prepared: Prepared, conditioner: TextConditioner, config: TrainJobConfig
+    prepared: Prepared, conditioner: TextConditioner, trainable: Trainable, config: TrainJobConfig
 ) -> Callable[[int, int], MicroBatch]:
-    """The function the loop calls for each micro-batch; it depends on (step, micro-batch) and the parameters only."""
-    training, dataset, train = config.training, config.dataset, prepared.train
-    seed, accumulation = training.seed, training.gradient_accumulation_steps
-    examples = train.dataset.examples
-    plan = BatchPlan(group_by_bucket(examples), batch_size=training.train_batch_size, seed=seed, flip=dataset.flip)
+    """The function the loop calls for each micro-batch; it depends on (step, micro-batch) and the parameters only.
+
+    With prior preservation the second half of a step's micro-batches are those of the class.
+    """
+    training, seed = config.training, config.training.seed
+    accumulation, has_dropout = training.gradient_accumulation_steps, _has_dropout(config)
+    batches = _batches(prepared, prepared.train, config)
     denoiser, noise_settings, loss_settings = make_denoiser(prepared), _noise(training), _loss(prepared, training)
-    scale, has_dropout = prepared.bundle.family.latent_scale, _has_dropout(config)
+    preservation = _preservation(prepared, batches, conditioner, trainable, config)
 
     def compute_losses(step: int, micro_batch: int) -> MicroBatch:
-        index = step * accumulation + micro_batch
-        refs, epoch = plan.micro_batch(index), plan.epoch_of(index)
-        generator = step_generator(seed, step, micro_batch, "latents") if dataset.latent_sampling == "random" else None
-        latents = sample_latents(*train.latents.stack(refs), generator, scale).to(prepared.device)
-        texts = [
-            train.captions.caption(examples[r.example_index], seed=seed, epoch=epoch, repeat=r.repeat) for r in refs
-        ]
-        sizes = torch.tensor([examples[r.example_index].sizes(flip=r.flip) for r in refs], device=prepared.device)
-        masks = None
-        if dataset.use_alpha_masks:
-            masks = train.latents.stack_weights(refs, dataset.unmasked_weight).to(prepared.device)
-        noise, timesteps = denoiser.draw(latents, noise_settings, step, micro_batch)
         with seeded_dropout(has_dropout, seed, step, micro_batch, prepared.device):
-            losses = denoiser.losses(latents, conditioner(texts), sizes, noise, timesteps, loss_settings, masks)
-        return MicroBatch(losses, torch.ones_like(losses), [examples[r.example_index].name for r in refs])
+            if micro_batch >= accumulation:
+                assert preservation is not None
+                return preservation.losses(step, micro_batch - accumulation)
+            batch = batches.get(step, micro_batch)
+            noise, timesteps = denoiser.draw(batch.latents, noise_settings, step, micro_batch)
+            conditioning = conditioner(batch.texts)
+            losses = denoiser.losses(
+                batch.latents, conditioning, batch.sizes, noise, timesteps, loss_settings, batch.masks
+            )
+            return MicroBatch(losses, torch.ones_like(losses), batch.names)
 
     return compute_losses
+
+
+def num_micro_batches(config: TrainJobConfig) -> int:
+    """Micro-batches of a step: twice as many with prior preservation."""
+    return config.training.gradient_accumulation_steps * (1 if config.prior.kind == "none" else 2)
+
+
+def _batches(prepared: Prepared, pictures: PicturesAndCaptions, config: TrainJobConfig) -> Batches:
+    return Batches(pictures, config, prepared.bundle.family.latent_scale, prepared.device)
+
+
+def _preservation(
+    prepared: Prepared,
+    batches: Batches,
+    conditioner: TextConditioner,
+    trainable: Trainable,
+    config: TrainJobConfig,
+) -> Preservation | None:
+    """The class half of every step, if there is one."""
+    prior = config.prior
+    if prior.kind == "none":
+        return None
+    texts = None
+    if prior.kind == "frozen_base":
+        texts = RenamedCaptions(prepared.train.captions, config.trigger_word, prior.class_prompt.strip())
+        trainable.keep_base_near()
+    return Preservation(
+        batches=batches if prepared.prior is None else _batches(prepared, prepared.prior, config),
+        instance_batches=batches,
+        conditioner=conditioner,
+        denoiser=make_denoiser(prepared),
+        noise_settings=_noise(config.training),
+        loss_settings=_loss(prepared, config.training),
+        trainable=trainable,
+        weight=prior.prior_loss_weight,
+        num_micro_batches=config.training.gradient_accumulation_steps,
+        class_texts=texts,
+    )
 
 
 def _has_dropout(config: TrainJobConfig) -> bool:

@@ -68,10 +68,24 @@ class Denoiser:
 
         `sizes` (B, 6) are those of `Example.sizes`.
         """
-        input_noise, target_noise = noise
-        noisy_latents = add_noise(latents, input_noise, self.alphas_cumprod, timesteps)
+        noisy_latents = self.noisy(latents, noise, timesteps)
         prediction = self.predict(noisy_latents, timesteps, conditioning, sizes)
-        target = training_target(settings.prediction_type, latents, target_noise, self.alphas_cumprod, timesteps)
+        target = training_target(settings.prediction_type, latents, noise[1], self.alphas_cumprod, timesteps)
+        return self.judged(prediction, target, timesteps, settings, mask_weights)
+
+    def noisy(self, latents: Tensor, noise: tuple[Tensor, Tensor], timesteps: Tensor) -> Tensor:
+        """`latents` with the first of `noise`, the input's, at `timesteps`."""
+        return add_noise(latents, noise[0], self.alphas_cumprod, timesteps)
+
+    def judged(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        timesteps: Tensor,
+        settings: LossSettings,
+        mask_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Losses (B,) float32 of predictions (B, C, H, W), weighted by noise level."""
         weights = loss_weights(
             settings.weighting,
             self.alphas_cumprod,

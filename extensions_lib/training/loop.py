@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class TrainingLoop:
         loss = self._checked_loss(step, batches)
         self._update()
         self.after_update(step + 1)
-        self.num_examples_seen += sum(len(batch.names) for batch in batches)
+        self.num_examples_seen += sum(len(batch.names) for batch in batches if not batch.is_prior)
         self.events.emit(
             StepCompleted(
                 step=step + 1,
@@ -95,8 +95,8 @@ class TrainingLoop:
             batch = self.compute_losses(step, micro_batch)
             total = (batch.losses * batch.weights).sum()
             (self.scaler.scale(total) if self.scaler else total).backward()
-            batches.append(MicroBatch(batch.losses.detach(), batch.weights, batch.names))
-        total_weight = torch.cat([batch.weights for batch in batches]).sum()
+            batches.append(replace(batch, losses=batch.losses.detach()))
+        total_weight = _total_weight(batches)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(total_weight)
@@ -108,7 +108,7 @@ class TrainingLoop:
         limit = self.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=False)
         losses, weights = torch.cat([b.losses for b in batches]), torch.cat([b.weights for b in batches])
-        loss = (losses * weights).sum() / weights.sum()
+        loss = (losses * weights).sum() / _total_weight(batches)
         value, norm_value = torch.stack([loss, norm.to(loss)]).tolist()
         names = [name for batch in batches for name in batch.names]
         # A GradScaler skips the update itself when a scaled gradient overflows; that is not a failure.
@@ -147,3 +147,7 @@ class TrainingLoop:
             actions.validate(step)
         if self.control.take_preview() or (actions.preview_every.due(step) and not is_last):
             actions.preview(step)
+
+
+def _total_weight(batches: Sequence[MicroBatch]) -> Tensor:
+    return torch.cat([batch.weights for batch in batches if not batch.is_prior]).sum()

@@ -18,7 +18,7 @@ from ..models.bundle import ModelBundle
 from ..preview.grid import folder_rows, picture_name, render_grid
 from ..preview.record import write_prompts
 from ..preview.sampler import sample_image
-from .build import PicturesAndCaptions
+from .batches import PicturesAndCaptions
 
 GRID_NAME = "grid.png"
 

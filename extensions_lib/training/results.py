@@ -213,6 +213,7 @@ class ResultWriter:
         training, optimizer, dataset = config.training, config.optimizer, config.dataset
         summary = summarise(self.prepared.train.dataset.examples)
         named = config.output.include_captions
+        prior = self.prepared.prior
         return ArtefactInfo(
             output_name=output_name,
             family=self.prepared.bundle.family.name,
@@ -239,6 +240,8 @@ class ResultWriter:
             mixed_precision=self.prepared.precision.name,
             clip_skip=training.clip_skip,
             num_images=summary.num_images,
+            num_regularization_images=None if prior is None else len(prior.dataset.examples),
+            prior_loss_weight=None if config.prior.kind == "none" else config.prior.prior_loss_weight,
             enable_bucket=dataset.use_buckets,
             shuffle_caption=dataset.shuffle_tags,
             keep_tokens=dataset.keep_first_tags,

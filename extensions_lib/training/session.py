@@ -37,6 +37,7 @@ from .build import (
     make_conditioner,
     make_job_optimizer,
     make_learning_rates,
+    num_micro_batches,
     prepare,
     validation_loss,
 )
@@ -206,7 +207,7 @@ class _Session:
         base_lr, factor = make_learning_rates(config)
         self.conditioner: TextConditioner = make_conditioner(prepared, trainable, config)
         self.loop = TrainingLoop(
-            compute_losses=make_compute_losses(prepared, self.conditioner, config),
+            compute_losses=make_compute_losses(prepared, self.conditioner, trainable, config),
             optimizer=make_job_optimizer(config, trainable, base_lr),
             parameters=trainable.parameters(),
             learning_rate_factor=factor,
@@ -216,7 +217,7 @@ class _Session:
             events=events,
             control=control,
             max_train_steps=training.num_steps,
-            num_micro_batches=training.gradient_accumulation_steps,
+            num_micro_batches=num_micro_batches(config),
             max_grad_norm=training.max_grad_norm,
             device=prepared.device,
             scaler=make_grad_scaler(prepared.precision, prepared.device),

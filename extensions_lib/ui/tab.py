@@ -23,7 +23,7 @@ from .presets import label_of_preset, method_choices, method_text, start_values
 from .wording import LIKE_TEXT
 
 ROOT_ID = "train_studio_root"
-ACCORDIONS = ("method", "training", "optimizer", "dataset", "preview", "output")
+ACCORDIONS = ("method", "training", "prior", "optimizer", "dataset", "preview", "output")
 LOOK_AT_JOBS = "() => { if (window.trainStudio && trainStudio.select) { trainStudio.select(""); } }"
 # No queue: every handler is short, and the WebUI's queue waits behind Generate.
 QUICK: dict[str, Any] = {"queue": False, "api_name": False, "show_progress": "hidden"}

@@ -92,6 +92,16 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": {"kind": "dreambooth", "text_encoder_learning_rate": 1e-4, "text_encoder_until": 0.75},
         "optimizer": {"learning_rate": 2e-4},
     },
+    "dreambooth with class pictures": {
+        "method": {"kind": "dreambooth", "train_text_encoder": False},
+        "optimizer": {"learning_rate": 2e-4},
+        "prior": {"kind": "pictures", "class_prompt": "a circle", "num_class_images": 3, "num_steps": 2},
+    },
+    "lora with a frozen base": {
+        "method": {"kind": "lora", "rank": 4, "alpha": 4.0, "train_text_encoder": True, "dropout": 0.2},
+        "optimizer": {"learning_rate": 3e-3},
+        "prior": {"kind": "frozen_base", "class_prompt": "circle"},
+    },
 }
 
 

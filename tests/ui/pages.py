@@ -16,6 +16,7 @@ from extensions_lib.ports import AccessPolicy
 from extensions_lib.ui.fields import all_fields, shown_values
 from extensions_lib.ui.forms import Form
 from extensions_lib.ui.handlers import Handlers
+from extensions_lib.ui.tab import ACCORDIONS
 
 
 class BusyHost(StandaloneHost):
@@ -48,7 +49,7 @@ class Page:
             for field in all_fields():
                 if field.is_essential:
                     self.form.add(field)
-            for section in ("method", "training", "optimizer", "dataset", "preview", "output"):
+            for section in ACCORDIONS:
                 self.form.accordion(section)
         self.handlers = Handlers(self.manager, host, self.form)
 
