@@ -1,12 +1,14 @@
 """Carrying out a merge: tensors are read, merged in float32 and written one at a time.
 
-In memory are the tensors of one name (and those of the next, read ahead), whatever the size of the models.
+In memory are the tensors of one name and of the few next ones, which are made while one is written, however large the
+models are.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -24,7 +26,7 @@ from ..formats.hashes import autov1, file_sha256
 from ..formats.safetensors_io import DTYPES, in_file_order
 from ..formats.tensor_file import TensorFile, write_tensors_as_made
 from ..models.sibling import sibling_path
-from .catalogue import METHODS, MergeMethod
+from .catalogue import METHODS, MergeMethod, Ratios
 from .fit import POSITION_IDS, label
 from .methods import similarity_range
 from .models import part_of
@@ -34,8 +36,16 @@ from .recipe import Parent, Recipe, recipe_metadata, recipe_of
 Emit = Callable[[Event], object]
 HashOf = Callable[[Path], str | None]
 
-# Elementwise formulas work on pieces of this many numbers, which stay in the processor's cache.
-PIECE_NUMBERS = 1 << 18
+# Elementwise formulas work on pieces of this many numbers: they stay in the processor's cache, and torch does not share
+# them among its own threads, which is slow on a busy machine; our threads take whole tensors.
+PIECE_NUMBERS = 31_744
+_MAX_THREADS = 4
+# Per dtype: the whole numbers of its size, the bits without the sign, and these of infinity, above which are the NaNs.
+_BITS = {
+    torch.float16: (torch.int16, 0x7FFF, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7FFF, 0x7F80),
+    torch.float32: (torch.int32, 0x7FFF_FFFF, 0x7F80_0000),
+}
 _MEGABYTE = 1 << 20
 
 
@@ -95,10 +105,10 @@ def execute(
             work.measure_similarities(control, emit)
         names = list(in_file_order({name: tensor.info for name, tensor in plan.tensors.items()}))
         progress = Progress("merge", len(names), control, emit)
-        with work.reading_ahead(names):
+        with work.making_ahead(names) as take:
 
             def make(name: str) -> Tensor:
-                tensor = work.make(name)
+                tensor = take(name)
                 progress.advance()
                 if name == names[-1]:
                     _check_unchanged(signs)
@@ -116,21 +126,30 @@ class _Work:
         self.method: MergeMethod = METHODS[plan.config.formula]
         self._plan, self._files = plan, files
         self._range = (0.0, 1.0)
-        self._ahead: dict[str, Future[list[Tensor]]] = {}
-        self._next: dict[str, str] = {}
-        self._reader: ThreadPoolExecutor | None = None
+        self._reading = threading.Lock()
 
     @contextmanager
-    def reading_ahead(self, names: list[str]) -> Iterator[None]:
-        """Within the context, the tensors of the name after the one asked for are being read already."""
-        self._next = dict(itertools.pairwise(names))
-        with ThreadPoolExecutor(max_workers=1) as self._reader:
+    def making_ahead(self, names: list[str]) -> Iterator[Callable[[str], Tensor]]:
+        """Within the context, gives the tensor of each of `names`, asked for in this order; the next are made already.
+
+        Formulas that need much memory for a tensor, and those of whole tensors, which torch itself spreads over its
+        threads, are one ahead only.
+        """
+        num_threads = min(os.cpu_count() or 1, _MAX_THREADS) if self.method.elementwise else 1
+        waiting = iter(names)
+        ahead: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(num_threads) as pool:
+
+            def take(name: str) -> Tensor:
+                while len(ahead) <= num_threads and (following := next(waiting, None)) is not None:
+                    ahead.append(pool.submit(self.make, following))
+                return ahead.popleft().result()
+
             try:
-                yield
+                yield take
             finally:
-                for future in self._ahead.values():
+                for future in ahead:
                     future.cancel()
-                self._ahead.clear()
 
     def make(self, name: str) -> Tensor:
         """One tensor of the result, in its dtype. Raises MergeError when it is not finite."""
@@ -138,7 +157,7 @@ class _Work:
         dtype = DTYPES[plan.info.dtype]
         if POSITION_IDS.search(name):
             return torch.arange(plan.info.shape[-1]).expand(plan.info.shape).contiguous()
-        sources = self._read_with_next(name)
+        sources = self._read(name)
         if plan.ratios is None:
             result = sources[0].reshape(plan.info.shape).to(dtype)
         else:
@@ -162,11 +181,7 @@ class _Work:
         ratios = replace(plan.ratios, similarity_range=self._range)
         inputs = _same_channels(plan, sources)
         if self.method.elementwise:
-            merged = torch.empty(inputs[0].shape, dtype=dtype)
-            flat, target = [tensor.reshape(-1) for tensor in inputs], merged.view(-1)
-            for begin in range(0, target.numel(), PIECE_NUMBERS):
-                piece = slice(begin, begin + PIECE_NUMBERS)
-                target[piece] = self.method.merge([tensor[piece].float() for tensor in flat], ratios)
+            merged = self._merge_in_pieces(inputs, ratios, dtype)
         else:
             shape = inputs[0].shape
             merged = self.method.merge([tensor.reshape(shape).float() for tensor in inputs], ratios).to(dtype)
@@ -176,17 +191,20 @@ class _Work:
         whole[:, : plan.channels] = merged
         return whole
 
-    def _read_with_next(self, name: str) -> list[Tensor]:
-        if self._reader is None:
-            return self._read(name)
-        future = self._ahead.pop(name, None) or self._reader.submit(self._read, name)
-        following = self._next.get(name)
-        if following is not None:
-            self._ahead[following] = self._reader.submit(self._read, following)
-        return future.result()
+    def _merge_in_pieces(self, inputs: list[Tensor], ratios: Ratios, dtype: torch.dtype) -> Tensor:
+        merged = torch.empty(inputs[0].shape, dtype=dtype)
+        flat, target = [tensor.reshape(-1) for tensor in inputs], merged.view(-1)
+        for begin in range(0, target.numel(), PIECE_NUMBERS):
+            piece = slice(begin, begin + PIECE_NUMBERS)
+            target[piece] = self.method.merge([tensor[piece].float() for tensor in flat], ratios)
+        return merged
 
     def _read(self, name: str) -> list[Tensor]:
-        """The tensors that `name` is made from."""
+        """The tensors that `name` is made from. One thread reads at a time, so that files are read in one go."""
+        with self._reading:
+            return self._read_sources(name)
+
+    def _read_sources(self, name: str) -> list[Tensor]:
         plan, models = self._plan.tensors[name], self._plan.models
         if plan.ratios is not None:
             return [model.read(self._files[index], name) for index, model in enumerate(models)]
@@ -212,10 +230,13 @@ class _Work:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite. One pass: a sum of finite numbers rarely overflows, and is then looked into."""
-    if not tensor.is_floating_point():
-        return True
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+    """Whether all numbers of a contiguous tensor are finite; several times faster than torch.isfinite."""
+    if tensor.dtype not in _BITS:
+        return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    whole, size, infinite = _BITS[tensor.dtype]
+    bits = tensor.view(-1).view(whole)
+    pieces = (bits[begin : begin + PIECE_NUMBERS] for begin in range(0, bits.numel(), PIECE_NUMBERS))
+    return all(int((piece & size).max()) < infinite for piece in pieces)
 
 
 def _same_channels(plan: TensorPlan, sources: list[Tensor]) -> list[Tensor]:

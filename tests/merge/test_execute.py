@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -241,12 +242,16 @@ def test_numbers_too_large_for_half_precision(tmp_path, abc, merge):
     assert read_tensors(merge([abc[0], b], dtype="fp32").path)[INPUT].max() > 1e5
 
 
-def test_is_finite():
-    assert is_finite(torch.full((4,), 3e38)), "the sum overflows, the numbers do not"
-    assert is_finite(torch.tensor([65504.0] * 3).half()) and is_finite(torch.arange(3)) and is_finite(torch.empty(0))
-    for bad in (float("nan"), float("inf"), -float("inf")):
-        assert not is_finite(torch.tensor([1.0, bad]))
-    assert not is_finite(torch.tensor([float("inf"), -float("inf")]).half())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_is_finite(dtype, bad):
+    tensor = torch.linspace(-1, 1, 100_000).to(dtype)
+    tensor[5], tensor[7] = torch.finfo(dtype).max, torch.finfo(dtype).min
+    assert is_finite(tensor) and is_finite(torch.arange(3)) and is_finite(torch.empty(0, dtype=dtype))
+    for place in (0, 1, 31, 50_000, 99_999):
+        broken = tensor.clone()
+        broken[place] = bad
+        assert not is_finite(broken), place
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, abc, merge, monkeypatch):
