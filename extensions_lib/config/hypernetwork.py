@@ -22,6 +22,7 @@ class HypernetworkConfig:
     """Small networks before the keys and values of every attention, called by <hypernet:name:weight>."""
 
     artefact_kind: ClassVar[str] = "hypernetwork"
+    train_text_encoder: ClassVar[bool] = False
     kind: str = option("hypernetwork", help="The method.", choices=("hypernetwork",))
     layer_structure: str = option(
         "1, 2, 1", help="Sizes of the layers as multiples of the width they act on; the first and the last are 1."

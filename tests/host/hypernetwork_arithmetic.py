@@ -3,10 +3,10 @@
     python hypernetwork_arithmetic.py WEBUI_ROOT CHECKPOINT INPUTS OUTPUT STRENGTH FOLDER OWN
 
 loads CHECKPOINT as the host does, takes FOLDER for its folder of hypernetworks, and calls each one there, as a prompt
-does, at STRENGTH. INPUTS (safetensors) holds 'states/<width>' for single networks, and 'x', 'timesteps', 'context' for
-the UNet. OUTPUT gets '<name>/<width>/<part>' for the networks of each file, '<name>/unet' for the UNet with it, 'unet'
-for the UNet alone, and for each file with a network of 2048 '<name>/sdxl', the keys and values of one of SDXL's
-attentions. At last the host makes a hypernetwork of its own, OWN, whose networks OUTPUT has under 'own'.
+does, at STRENGTH. INPUTS (safetensors) holds 'states/<width>' for single networks, and 'x', 'timesteps', 'context' and
+for SDXL 'y' for the UNet. OUTPUT gets '<name>/<width>/<part>' for the networks of each file, '<name>/unet' for the UNet
+with it, 'unet' for the UNet alone, and for each file with a network of 2048 '<name>/sdxl', the keys and values of one
+of SDXL's attentions. At last the host makes a hypernetwork of its own, OWN, whose networks OUTPUT has under 'own'.
 """
 
 import os
@@ -36,6 +36,12 @@ def network_outputs(loaded, inputs):
         for width, pair in loaded.layers.items()
         for part, network in enumerate(pair)
     }
+
+
+def unet_answer(model, inputs):
+    """What the host's UNet predicts, with the hypernetworks in force."""
+    more = {name: inputs[name] for name in ("y",) if name in inputs}
+    return model.model.diffusion_model(inputs["x"], inputs["timesteps"], context=inputs["context"], **more)
 
 
 def sdxl_keys_and_values(context):
@@ -75,11 +81,11 @@ def main():
     shared.reload_hypernetworks()
     given, found = load_file(inputs), {}
     with torch.no_grad():
-        found["unet"] = model.model.diffusion_model(given["x"], given["timesteps"], context=given["context"])
+        found["unet"] = unet_answer(model, given)
         for name in shared.hypernetworks:
             loaded = called(name, float(strength))
             results = network_outputs(loaded, given)
-            results["unet"] = model.model.diffusion_model(given["x"], given["timesteps"], context=given["context"])
+            results["unet"] = unet_answer(model, given)
             if SDXL_WIDTH in loaded.layers:
                 results["sdxl"] = sdxl_keys_and_values(given[f"states/{SDXL_WIDTH}"])
             found.update({f"{name}/{key}": tensor for key, tensor in results.items()})
