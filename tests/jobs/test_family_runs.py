@@ -12,8 +12,10 @@ import pytest
 from extensions_lib.config.codec import load
 from extensions_lib.control import JobControl
 from extensions_lib.events import Event, PreviewReady, StepCompleted, Warned
+from extensions_lib.formats.hypernetwork import read_hypernetwork
 from extensions_lib.formats.safetensors_io import read_header
 from extensions_lib.jobs.run import start
+from extensions_lib.models.load import outline_bundle
 from extensions_lib.practice.families import VARIANTS
 
 from ..model_families import FamilyModels
@@ -56,6 +58,26 @@ def check_file(path: Path, family: str) -> None:
         assert any(key.startswith(prefix) for key in header), prefix
     texts = {key.split("_")[1] for key in header if key.startswith("lora_te")}
     assert texts == {prefix.split("_")[1] for prefix in TEXT_LAYERS[family]}
+
+
+@pytest.mark.parametrize("name", ["sd1-v-ztsnr", "sd1-inpaint", "sd2-v", "sdxl"])
+def test_a_hypernetwork_is_trained_on_every_family(
+    job: Callable[..., dict[str, Any]], family_models: FamilyModels, name: str
+) -> None:
+    """It has a pair of networks for each width of the model, in which training left its marks."""
+    table = job(
+        base_model=str(family_models[name]),
+        method={"kind": "hypernetwork", "activation": "relu"},
+        optimizer={"learning_rate": 1e-3},
+        training={"max_train_steps": 2, "train_batch_size": 2, "gradient_checkpointing": True},
+    )
+    outcome = start(load(table), JobControl())
+    assert outcome.reason == "completed" and outcome.path is not None
+    found = read_hypernetwork(outcome.path)
+    unet = outline_bundle(family_models[name]).unet
+    attentions = [module for module in unet.modules() if type(module).__name__ == "Attention"]
+    assert set(found.networks) == {attention.to_k.in_features for attention in attentions}
+    assert all(bool(part["linear.2.bias"].any()) for pair in found.networks.values() for part in pair)
 
 
 def test_a_caveat_is_said_once_at_the_start(job: Callable[..., dict[str, Any]], family_models: FamilyModels) -> None:
