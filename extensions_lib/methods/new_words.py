@@ -112,15 +112,16 @@ def _rows_of_file(path: Path, word: str, tables: Mapping[str, Tensor]) -> dict[s
     return {name: found[keys[name]].to(table.device) for name, table in tables.items()}
 
 
-def check_vectors(path: Path, word: str, expected: Mapping[str, Tensor]) -> None:
-    """Raises FormatError unless the file holds these vectors of `word`, finite and not all zero."""
+def check_vectors(path: Path, word: str, expected: Mapping[str, Tensor], *, may_be_zero: bool = False) -> None:
+    """Raises FormatError unless the file holds these vectors of `word`, finite and, but for `may_be_zero`, not zero."""
     found = read_embedding(path, word).vectors
     same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
     if not same:
         shapes = {key or word: tuple(vectors.shape) for key, vectors in found.items()}
         raise FormatError(f"{path.name} read again is not what was trained: {shapes}.", "Save again.")
     for vectors in found.values():
-        if not bool(vectors.isfinite().all()) or not bool(vectors.any()):
+        if not bool(vectors.isfinite().all()) or not (may_be_zero or bool(vectors.any())):
             raise FormatError(
-                f"{path.name} holds vectors of {word!r} that are zero or not finite.", "Lower the learning rate."
+                f"{path.name} holds vectors of {word!r} that are zero or not finite.",
+                "Lower the learning rate, and see that captions have the word.",
             )

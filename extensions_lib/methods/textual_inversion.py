@@ -104,7 +104,8 @@ class TextualInversion(TrainMethod):
         for word, its_vectors in vectors.items():
             own = replace(info, output_name=f"{word}{ending}", title=word, trigger_word=word)
             tensors, metadata, payload = self._content(its_vectors, own)
-            check = partial(check_vectors, word=word, expected=its_vectors)
+            # A word that no caption has may still be zero; it was warned of, and the others are worth keeping.
+            check = partial(check_vectors, word=word, expected=its_vectors, may_be_zero=True)
             name = f"{own.output_name}{self.file_suffix}"
             files.append(ExportedFile(name, "embedding", tensors, metadata, payload, check))
         return tuple(files)

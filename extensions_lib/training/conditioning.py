@@ -5,13 +5,14 @@ Letters: B captions, K chunks of 77 tokens, D text width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 
 from ..models.bundle import ModelBundle
 from ..models.text import Conditioning, batch_chunks, encode_prompts
+from ..models.tokenizer import PromptTokenizer
 
 
 class TextConditioner:
@@ -45,3 +46,11 @@ class TextConditioner:
         ids = batch_chunks(chunks, self._bundle.tokenizer)
         with torch.no_grad() if self._is_frozen else nullcontext():
             return encode_prompts(self._bundle, ids, self._clip_skip)
+
+
+def unseen_words(
+    captions: Iterable[str], tokenizer: PromptTokenizer, tokens: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Those of the words `tokens` that stand in none of `captions`, so that nothing teaches them."""
+    seen = {token for caption in captions for chunk in tokenizer.chunks(caption, tokens) for token in chunk}
+    return [word for word, ids in tokens.items() if seen.isdisjoint(ids)]

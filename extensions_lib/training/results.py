@@ -183,27 +183,31 @@ class ResultWriter:
         else:
             write_checkpoint(path, content.tensors, content.metadata, overwrite=True, require_finite=True)
 
-    def write_card(self, path: Path) -> None:
-        """Preview picture and user metadata beside a result; what the user put there stays."""
-        output, kind = self.config.output, self.method.artefact_kind
+    def write_card(self, path: Path, kind_beside: str = "") -> None:
+        """Preview picture and user metadata beside a result; what the user put there stays.
+
+        `kind_beside` is the artefact kind of a further file, which has no previews of its own.
+        """
+        output, kind = self.config.output, kind_beside or self.method.artefact_kind
         written = write_sidecars(
             path,
             kind,
             activation_text=self.config.trigger_word,
-            description=output.description or self._description(),
+            description=output.description or self._description(path.stem if kind == "embedding" else ""),
             notes="",
             sd_version=self.prepared.bundle.family.sd_version,
             preferred_weight=output.preferred_weight,
             negative_text=output.negative_text,
-            preview_png=self.preview_png(),
+            preview_png=None if kind_beside else self.preview_png(),
             own=claimed_results(self.run_folder),
         )
         for sidecar in written:
             claim_result(self.run_folder, sidecar, overwrite=True)
 
-    def _description(self) -> str:
+    def _description(self, own_name: str) -> str:
+        """`own_name` is that of a file which is called by it."""
         count = len(self.prepared.train.dataset.examples)
-        base, word = self.prepared.bundle.source.name, self.config.trigger_word
+        base, word = self.prepared.bundle.source.name, own_name or self.config.trigger_word
         if self.config.is_negative:
             return f"Trained on {count} pictures of what to avoid with {base}; put '{word}' into the negative prompt."
         return f"Trained on {count} pictures with {base}; call it with '{word}'."

@@ -41,7 +41,7 @@ from .build import (
     prepare,
     validation_loss,
 )
-from .conditioning import TextConditioner
+from .conditioning import TextConditioner, unseen_words
 from .ema import ParameterEma
 from .lending import Lender
 from .loop import TrainingLoop
@@ -269,10 +269,19 @@ class _Session:
             )
         )
         if self.loop.completed_steps == 0:
+            self._warn_of_words()
             if self.config.training.validation_every_steps:
                 self.validate(0)
             if self.config.preview.enabled and self.config.preview.at_start:
                 self.preview(0)
+
+    def _warn_of_words(self) -> None:
+        """A word in no caption learns nothing: of captions that change, two epochs are looked at."""
+        maker, examples = self.prepared.train.captions, self.prepared.train.dataset.examples
+        epochs = range(1 if maker.is_constant else 2)
+        captions = [maker.caption(each, seed=self.config.training.seed, epoch=n) for n in epochs for each in examples]
+        for word in unseen_words(captions, self.prepared.bundle.tokenizer, self.trainable.tokens):
+            self.events.emit(Warned(text=f"No caption has the word {word!r}, so that its vectors learn nothing."))
 
     def before_step(self, step: int) -> None:
         """What precedes every optimizer update, after `step` of them."""
@@ -303,6 +312,7 @@ class _Session:
         self.writer.write_card(path)
         for further, kind in written.beside:
             if kind:
+                self.writer.write_card(further, kind)
                 self._publish(step, further, kind, num_modules=0)
         self._publish(step, path, self.method.artefact_kind, num_modules)
         if is_final and self.config.preview.enabled:

@@ -67,9 +67,10 @@ def test_each_goes_to_the_folder_of_its_kind_and_is_told(job: MakeJob, tmp_path:
     results = [SavedResult(event.step, event.path, 1, beside=event.beside) for event in saved]
     gone = delete_other_results(RunFolder(tmp_path / "runs" / "zbadge"), results, keep_step=2, other_runs=())
     assert {path.name for path in gone} == {
-        "zbadge-000001.safetensors", "zbadge-000001.json", "zbadge-000001.yaml", "zbadge-000001-word.safetensors",
+        "zbadge-000001.safetensors", "zbadge-000001.json", "zbadge-000001.yaml",
+        "zbadge-000001-word.safetensors", "zbadge-000001-word.json",
     }  # fmt: skip
-    assert {path.name for path in words.iterdir()} == {"zbadge-word.safetensors"}
+    assert {path.name for path in words.iterdir()} == {"zbadge-word.safetensors", "zbadge-word.json"}
 
 
 @pytest.mark.usefixtures("with_word")

@@ -15,7 +15,7 @@ from extensions_lib.config.codec import load
 from extensions_lib.config.preview import PreviewPrompt, caption_of
 from extensions_lib.control import JobControl
 from extensions_lib.errors import OutputError
-from extensions_lib.events import CheckpointSaved, Event, StepCompleted
+from extensions_lib.events import CheckpointSaved, Event, StepCompleted, Warned
 from extensions_lib.formats.embedding import bundled_names, read_embedding
 from extensions_lib.formats.safetensors_io import read_header
 from extensions_lib.jobs.run import Outcome, start
@@ -56,6 +56,9 @@ def test_every_word_of_a_run_becomes_a_file(job: MakeJob, pictures: Path, tmp_pa
     state = load_newest(outcome.run_folder / "state")
     rows = torch.cat([read_embedding(out / f"{name}.safetensors").vectors[""] for name in ("zbadge", "zhat")])
     assert torch.equal(rows, state.tensors["trainable"]["rows.text_encoder"])
+    for name in ("zbadge", "zhat", "zbadge-000002", "zhat-000002"):
+        card = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        assert card["description"].endswith(f"; call it with '{name}'.")
 
 
 def test_a_negative_embedding_is_drawn_and_described_as_one(job: MakeJob, pictures: Path, tmp_path: Path) -> None:
@@ -137,3 +140,16 @@ def test_no_file_of_another_run_is_replaced_unasked(job: MakeJob, tmp_path: Path
         (out / name).unlink()
     (out / "zhatter-000002.safetensors").write_bytes(b"theirs")
     assert run(job(method=method, training={"max_train_steps": 1}))[0].reason == "completed"
+
+
+@pytest.mark.parametrize("kind", ["textual_inversion", "pivotal"])
+def test_a_word_that_no_caption_has_is_warned_of_and_spoils_nothing(job: MakeJob, tmp_path: Path, kind: str) -> None:
+    """It starts from zeros here and stays there; the other word is kept all the same."""
+    method = {"kind": kind, "vectors_per_token": 2, "initializer_text": "red", "further_words": ["zhat: 1"]}
+    outcome, events = run(job(method=method, training={"max_train_steps": 1}))
+    assert [event.text for event in events if isinstance(event, Warned)] == [
+        "No caption has the word 'zhat', so that its vectors learn nothing."
+    ]
+    assert outcome.reason == "completed"
+    file = tmp_path / "out" / ("zhat.safetensors" if kind == "textual_inversion" else "zbadge.safetensors")
+    assert not read_embedding(file, "zhat").vectors[""].any()
