@@ -124,7 +124,7 @@ def commented_job(kind: str, family: str = AUTO) -> str:
         f'kind = "{kind}"',
         *_commented(METHOD_CONFIGS[kind], values["method"], skip=("kind",)),
     ]
-    for section in ("training", "optimizer", "preview", "output"):
+    for section in ("training", "prior", "optimizer", "preview", "output"):
         lines += ["", f"[{section}]", *_commented(_section_type(section), values.get(section, {}))]
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..config.codec import read_table
@@ -24,7 +24,7 @@ def recipe_of_file(path: Path, *, num_pictures: int | None = None) -> Recipe:
     file that is missing or damaged.
     """
     if path.suffix.lower() in CONFIG_SUFFIXES:
-        return recipe_of_table(read_table(path), num_pictures)
+        return recipe_of_table(_with_dataset_config(read_table(path), path.parent), num_pictures)
     if path.suffix.lower() not in MODEL_SUFFIXES:
         accepted = ", ".join((*CONFIG_SUFFIXES, *MODEL_SUFFIXES))
         raise ConfigError([Problem("file", f"is called {path.name!r}, accepted endings are {accepted}")])
@@ -33,6 +33,17 @@ def recipe_of_file(path: Path, *, num_pictures: int | None = None) -> Recipe:
     told = describe_file(path, with_hashes=False)
     metadata: Any = told["metadata"]
     return recipe_of_metadata(metadata, _seen(told), str(told["kind"]), num_pictures)
+
+
+def _with_dataset_config(table: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """A config of sd-scripts with the dataset config it names, when that lies in the same folder."""
+    named = [part["dataset_config"] for part in (table, *table.values())
+             if isinstance(part, Mapping) and isinstance(part.get("dataset_config"), str)]  # fmt: skip
+    beside = folder / PureWindowsPath(named[0]).name if named else None
+    if beside is None or beside.suffix.lower() not in CONFIG_SUFFIXES or not beside.is_file():
+        return table
+    dataset = read_table(beside)
+    return {**table, **{name: dataset[name] for name in ("general", "datasets") if name in dataset}}
 
 
 def count_pictures(files: Iterable[Path]) -> int | None:

@@ -13,6 +13,7 @@ from extensions_lib.config.job_file import job_toml
 from extensions_lib.errors import ConfigError, FormatError, ModelError
 from extensions_lib.formats.embedding import embedding_tensors, pt_embedding_bytes
 from extensions_lib.formats.hypernetwork import HypernetworkDesign, hypernetwork_bytes
+from extensions_lib.formats.metadata import ArtefactInfo, lora_metadata
 from extensions_lib.formats.safetensors_io import write_atomic
 from extensions_lib.jobs.like import recipe_of_file
 
@@ -90,6 +91,43 @@ def test_an_embedding_without_a_history(tmp_path: Path) -> None:
     assert recipe.table == {
         "preset": "embedding_subject", "method": {"kind": "textual_inversion", "vectors_per_token": 2},
     }  # fmt: skip
+
+
+def test_a_kohya_config_and_the_dataset_config_beside_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    content = '[x]\nnetwork_module = "networks.lora"\ndataset_config = "/far/away/data.toml"\n'
+    config.write_text(content, encoding="utf-8")
+    alone = recipe_of_file(config)
+    assert [each.text for each in alone.unmapped if each.name == "missing_dataset_config"] == [
+        "its pictures are described in that file, which is not beside this one"
+    ]
+    (tmp_path / "data.toml").write_text('[[datasets]]\nresolution = 640\nbatch_size = 3\n', encoding="utf-8")
+    both = recipe_of_file(config)
+    assert (both.table["dataset"]["resolution_px"], both.table["training"]["train_batch_size"]) == (640, 3)
+    assert both.table["training"]["num_samples"] == 4800
+    assert both.unmapped == ()
+
+
+def test_our_own_metadata_without_the_job_say_nearly_as_much(tmp_path: Path) -> None:
+    info = ArtefactInfo(
+        output_name="cat", rank=6, alpha=3.0, learning_rate=2e-4, unet_learning_rate=2e-4, max_train_steps=300,
+        optimizer="adamw", lr_scheduler="cosine", lr_warmup_steps=15, train_batch_size=2, clip_skip=2, seed=4,
+        resolution_px=(448, 448), min_snr_gamma=5.0, mixed_precision="bf16", gradient_accumulation_steps=1,
+    )  # fmt: skip
+    recipe = recipe_of_file(lora(tmp_path / "cat.safetensors", lora_metadata(info, "ab" * 32)))
+    assert recipe.source == "a file trained with Train Studio"
+    assert (recipe.table["method"]["rank"], recipe.table["optimizer"]["learning_rate"]) == (6, 2e-4)
+    assert (recipe.table["training"]["num_samples"], recipe.table["training"]["clip_skip"]) == (600, 2)
+    assert (recipe.table["dataset"]["resolution_px"], recipe.table["optimizer"]["lr_warmup_ratio"]) == (448, 0.05)
+    assert recipe.unmapped == recipe.approximated == ()
+
+
+def test_a_modelspec_says_what_nothing_else_does(tmp_path: Path) -> None:
+    spec = {"modelspec.resolution": "512x768", "modelspec.encoder_layer": "2", "modelspec.title": "a cat"}
+    recipe = recipe_of_file(lora(tmp_path / "cat.safetensors", spec))
+    assert (recipe.table["dataset"]["resolution_px"], recipe.table["training"]["clip_skip"]) == (624, 2)
+    known = recipe_of_file(lora(tmp_path / "dog.safetensors", {**spec, "ss_clip_skip": "1", "ss_network_dim": "6"}))
+    assert known.table["training"]["clip_skip"] == 1
 
 
 def test_a_hypernetwork_of_the_webui(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def from_kohya_metadata(metadata: Mapping[str, str], seen: Facts, num_pictures: 
 def from_kohya_config(table: Mapping[str, Any], num_pictures: int | None = None) -> Recipe:
     """The recipe in a config file, a dataset config, or both in one. Raises ConfigError when it trains nothing."""
     facts = {_RENAMED.get(name, name): value for name, value in _flat(table).items()}
+    if not table.get("datasets") and facts.get("dataset_config"):
+        facts["missing_dataset_config"] = facts["dataset_config"]
     datasets = [{**dict(table.get("general", {})), **dataset} for dataset in table.get("datasets", ())]
     for name in ("network_args", "optimizer_args", "lr_scheduler_args"):
         if name in facts:

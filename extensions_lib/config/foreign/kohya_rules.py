@@ -262,6 +262,28 @@ def _path(path: str) -> Callable[..., Said]:
     return say
 
 
+def _class_pictures(folder: Any, weight: Any, facts: Facts) -> Said:
+    """Their folder, in a config file; metadata only say that there were some."""
+    if not folder:
+        return NOTHING
+    if not facts.get("pretrained_model_name_or_path"):
+        return Said(reason="pictures of the class: give them yourself, or let them be drawn")
+    found = {"prior.kind": "pictures", "prior.folder": str(folder)}
+    return Said({**found, "prior.prior_loss_weight": number(1 if weight is None else weight)})
+
+
+def _text_until(value: Any, facts: Facts) -> Said:
+    """After so many steps the text encoder rests; -1 from the start."""
+    if not value:
+        return NOTHING
+    if whole(value) < 0:
+        return Said({"method.train_text_encoder": False})
+    total = num_steps(facts)
+    if total is None:
+        return Said(reason="is a number of steps of a run whose length is not known")
+    return Said({"method.text_encoder_until": round(min(whole(value) / total, 1.0), 4)})
+
+
 def _data_folder(value: Any, facts: Facts) -> Said:
     """The folder above those called '10_cat'."""
     if not value:
@@ -375,9 +397,10 @@ RULES: tuple[Rule, ...] = (
     rule("token_string", set_to("name", text)),
     rule("weights", _path("method.start_from")),
     Rule(("use_object_template", "use_style_template"), _templates),
-    rule("reg_data_dir", missing("pictures of the class: give them yourself, or let them be drawn")),
-    rule("stop_text_encoder_training", missing("give the share of the run after which the text encoder rests")),
+    Rule(("reg_data_dir", "prior_loss_weight"), _class_pictures),
+    rule("stop_text_encoder_training", _text_until),
     rule("class_tokens", missing("stands in for captions that are missing: write it as the caption template")),
+    rule("missing_dataset_config", missing("its pictures are described in that file, which is not beside this one")),
     rule("caption_extension", missing("captions are .txt files here", off=(None, "", ".txt", "txt"))),
     *(rule(name, missing(_BY_BASE)) for name in ("zero_terminal_snr", "v_parameterization")),
     *(
@@ -424,7 +447,7 @@ RULES: tuple[Rule, ...] = (
         "log_tracker_config", "xformers", "sdpa", "mem_eff_attn", "diffusers_xformers", "torch_compile",
         "dynamo_backend", "cache_latents", "cache_latents_to_disk", "vae_batch_size", "cache_text_encoder_outputs",
         "cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers", "persistent_data_loader_workers", "lowram",
-        "highvram", "full_fp16", "no_half_vae", "no_metadata", "dim_from_weights", "prior_loss_weight",
+        "highvram", "full_fp16", "no_half_vae", "no_metadata", "dim_from_weights",
         "fused_backward_pass", "resize_interpolation", "huber_scale", "lr_scheduler_timescale", "token_warmup_min",
         "debug_dataset", "cache_info", "skip_cache_check", "sample_sampler", "sample_at_first",
         "text_encoder_batch_size",

@@ -206,6 +206,7 @@ def _concepts(concepts: Any, facts: Facts) -> Said:
     if not used:
         return NOTHING
     first, told = used[0], used[0].get("text", {})
+    priors = [one for one in concepts if one.get("enabled", True) and one.get("type") == "PRIOR_PREDICTION"]
     dropout = number(told.get("tag_dropout_probability") or 0) if told.get("tag_dropout_enable") else 0.0
     found = {
         "dataset.folder": str(first.get("path", "")),
@@ -216,8 +217,10 @@ def _concepts(concepts: Any, facts: Facts) -> Said:
         "dataset.tag_dropout_rate": dropout,
         "dataset.caption_template": "[filewords]",
     }
-    rest = f"{len(used) - 1} more concepts are left out: one folder is trained" if len(used) > 1 else ""
-    return Said(found, rest)
+    notes = [f"{len(used) - 1} more concepts are left out: one folder is trained"] if len(used) > 1 else []
+    if priors:
+        notes.append("give the class prompt for what the prior concept did (prior.kind frozen_base)")
+    return Said(found, "; ".join(notes))
 
 
 def _samples(samples: Any, facts: Facts) -> Said:

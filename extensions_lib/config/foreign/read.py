@@ -12,9 +12,10 @@ from ...errors import ConfigError, Problem
 from ..codec import check_partial, dump, load
 from ..field import settings_of
 from ..job import TrainJobConfig
+from ..presets import merge
 from .kohya import from_kohya_config, from_kohya_metadata, is_kohya_config, is_kohya_metadata
 from .onetrainer import from_onetrainer, is_onetrainer
-from .plain import number, text, whole
+from .plain import number, numbers, text, whole
 from .recipe import NOTHING, Facts, Recipe, Rule, Said, rule, set_to, silent, translate
 
 OWN_JOB = "a job of Train Studio"
@@ -56,12 +57,14 @@ def recipe_of_metadata(
     if "ot_config" in metadata:
         return from_onetrainer(_parsed(metadata["ot_config"], "ot_config"), num_pictures)
     if is_kohya_metadata(metadata):
-        return from_kohya_metadata(metadata, seen, num_pictures)
+        recipe = from_kohya_metadata(metadata, seen, num_pictures)
+        ours = {"source": OWN_FILE} if "train_studio.version" in metadata else {}
+        return _with_modelspec(replace(recipe, **ours), metadata)
     if kind == "lora":
-        return replace(from_kohya_metadata({}, seen), source=TENSORS)
+        return _with_modelspec(replace(from_kohya_metadata({}, seen), source=TENSORS), metadata)
     if kind == "embedding":
         recipe = translate(WEBUI if seen.get("step") else TENSORS, seen, _EMBEDDING_RULES, "textual_inversion")
-        return replace(recipe, base_model=str(seen.get("base") or ""))
+        return _with_modelspec(replace(recipe, base_model=str(seen.get("base") or "")), metadata)
     if kind == "hypernetwork":
         recipe = translate(WEBUI_HYPERNETWORK, seen, _HYPERNETWORK_RULES, kind)
         return replace(recipe, base_model=str(seen.get("sd_checkpoint_name") or ""))
@@ -76,6 +79,14 @@ def _own(job: Mapping[str, Any]) -> Recipe:
         inner = table[sections[0]] if sections else table
         inner.pop(name, None)
     return Recipe(OWN_FILE, table, base_model=PureWindowsPath(config.base_model).name)
+
+
+def _with_modelspec(recipe: Recipe, metadata: Mapping[str, str]) -> Recipe:
+    """The recipe, and where it says nothing what the file's ModelSpec says."""
+    facts = {name: metadata[name] for rule in _MODELSPEC_RULES for name in rule.names if metadata.get(name)}
+    kind = recipe.table["method"]["kind"]
+    spec = translate(recipe.source, facts, _MODELSPEC_RULES, kind)
+    return replace(recipe, table=merge(spec.table, recipe.table), unmapped=(*recipe.unmapped, *spec.unmapped))
 
 
 def _parsed(content: str, name: str) -> Mapping[str, Any]:
@@ -96,6 +107,17 @@ def _steps(value: Any, facts: Facts) -> Said:
     return Said({"training.num_samples": steps, "training.max_train_steps": 0}, f"{steps} steps as so many samples")
 
 
+def _side(value: Any, facts: Facts) -> Said:
+    """'512x768' as the side of a square of that area."""
+    sides = numbers(value)
+    return Said({"dataset.resolution_px": round((sides[0] * sides[-1]) ** 0.5 / 8) * 8})
+
+
+_MODELSPEC_RULES: tuple[Rule, ...] = (
+    rule("modelspec.resolution", _side),
+    rule("modelspec.encoder_layer", set_to("training.clip_skip", whole)),
+    rule("modelspec.description", set_to("output.description", text)),
+)
 _EMBEDDING_RULES: tuple[Rule, ...] = (
     rule("vectors", set_to("method.vectors_per_token", whole)),
     rule("step", _steps),

@@ -197,6 +197,10 @@ PURPOSES: dict[str, Purpose] = {
                 "train_batch_size": Because(2, "evens out the noise levels a little; one needs less memory"),
                 "state_every_steps": Because(200, "a state holds the whole model and its averages"),
             },
+            "prior": {
+                "prior_loss_weight": Because(1.0, "the class counts as much as the subject, once it is told"),
+                "num_class_images": Because(200, "ten for each picture of the subject, so that none is learnt by heart"),
+            },
         }
     ),
     "dreambooth_object": Purpose(

@@ -185,7 +185,7 @@ def test_several_datasets_become_one_and_the_others_are_listed() -> None:
     assert [(each.name, each.value) for each in recipe.unmapped if each.name.startswith("folder")] == [
         ("folder 2", {"num_repeats": 20})
     ]
-    assert texts(recipe)["reg_data_dir"].startswith("pictures of the class")
+    assert texts(recipe)["reg_data_dir, prior_loss_weight"].startswith("pictures of the class")
 
 
 def test_a_file_without_metadata_says_what_its_tensors_show() -> None:
@@ -256,13 +256,16 @@ def test_a_dataset_alone_says_nothing_of_the_training() -> None:
 
 def test_without_a_network_the_checkpoint_itself_is_trained() -> None:
     config = {"pretrained_model_name_or_path": "/m/sd.ckpt", "learning_rate": 2e-6, "max_train_steps": 800,
-              "learning_rate_te": 1e-6, "prior_loss_weight": 1.0, "reg_data_dir": "/reg"}  # fmt: skip
+              "learning_rate_te": 1e-6, "prior_loss_weight": 0.5, "reg_data_dir": "/reg",
+              "stop_text_encoder_training": 200}  # fmt: skip
     recipe = recipe_of_table(config)
     names = ("kind", "train_text_encoder", "text_encoder_learning_rate")
     method = {name: recipe.table["method"][name] for name in names}
     assert method == {"kind": "dreambooth", "train_text_encoder": True, "text_encoder_learning_rate": 1e-6}
     assert recipe.table["optimizer"]["learning_rate"] == 2e-6
-    assert texts(recipe).keys() == {"reg_data_dir"}
+    assert recipe.table["method"]["text_encoder_until"] == 0.25
+    assert recipe.table["prior"] == {"kind": "pictures", "folder": "/reg", "prior_loss_weight": 0.5}
+    assert texts(recipe) == {}
 
 
 def test_new_vectors_become_an_embedding() -> None:

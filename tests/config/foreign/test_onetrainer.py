@@ -119,7 +119,10 @@ def test_concepts_and_samples_become_folder_captions_and_preview_prompts() -> No
         {"prompt": "a cat", "negative_prompt": "", "seed": 7, "width_px": 512, "height_px": 768, "num_steps": 30,
          "guidance_scale": 6.0},
     ]  # fmt: skip
-    assert "1 more concepts are left out: one folder is trained" in [each.text for each in recipe.approximated]
+    assert [each.text for each in recipe.approximated if each.name == "concepts"] == [
+        "1 more concepts are left out: one folder is trained; "
+        "give the class prompt for what the prior concept did (prior.kind frozen_base)"
+    ]
 
 
 def test_an_embedding() -> None:
