@@ -34,7 +34,7 @@ class OutputConfig:
     overwrite: bool = option(False, help="Replace a result of the same name.")
     dtype: str = option(
         "fp16",
-        help="Number format of a LoRA, hypernetwork or checkpoint.",
+        help="Number format of a LoRA, hypernetwork or checkpoint; LoHa and LoKr are always fp32.",
         choices=("fp16", "bf16", "fp32"),
         advanced=True,
     )
