@@ -259,3 +259,22 @@ def test_a_lora_of_another_rank_is_gone_on_from() -> None:
     adapter.load_tensors(wide.tensors())
     assert (adapter.rank, adapter.alpha) == (5, 2.0)
     assert torch.equal(adapter.addition(layer, x, 1.0), wide.addition(layer, x, 1.0))
+
+
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr", "lokr whole"])
+def test_no_weight_sized_tensor_waits_for_the_backward_pass(name: str) -> None:
+    """But the layer's own weight, which is there anyway."""
+    layer = nn.Linear(96, 128, bias=False).requires_grad_(False)
+    x = torch.randn(4, 96, generator=generator()).requires_grad_()
+    makers = {**ADAPTERS, "lokr whole": lambda layer: LokrAdapter(layer, 1, 3.0, generator(), factor=8, is_whole=True)}
+    adapter = moved(makers[name](layer))
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() != layer.weight.untyped_storage().data_ptr():
+            kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), hooked({layer: adapter}):
+        layer(x)
+    assert kept and max(kept) < layer.weight.numel() / 2
