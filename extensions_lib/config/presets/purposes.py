@@ -199,7 +199,7 @@ PURPOSES: dict[str, Purpose] = {
             },
             "prior": {
                 "prior_loss_weight": Because(1.0, "the class counts as much as the subject, once it is told"),
-                "num_class_images": Because(200, "ten for each picture of the subject, so that none is learnt by heart"),
+                "num_class_images": Because(200, "ten for each picture of the subject: none is learnt by heart"),
             },
         }
     ),
