@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config.job import TrainJobConfig
@@ -156,7 +158,8 @@ class StatusFold:
                 saved = SavedResult(event.step, event.path, event.num_modules, beside=event.beside)
                 return {"results": (*others, saved)}
             case ResultPublished():
-                return {"results": tuple(_published(saved, event) for saved in told["results"])}
+                results = tuple(_published(saved, event) for saved in told["results"])
+                return {"results": results, "warnings": (*told["warnings"], *_unusable_beside(results, event))}
             case PreviewReady():
                 return {"preview_steps": tuple(sorted({*told["preview_steps"], event.step}))}
             case Warned():
@@ -192,6 +195,12 @@ class StatusFold:
             "learning_rate": event.learning_rate,
             "peak_memory_gib": event.peak_memory_gib,
         }
+
+
+def _unusable_beside(results: Sequence[SavedResult], event: ResultPublished) -> list[str]:
+    """What the host says of a further file that it cannot use; of the result itself the page tells anyway."""
+    is_beside = any(event.path in saved.beside for saved in results)
+    return [f"{Path(event.path).name} is {event.text}."] if is_beside and not event.is_usable else []
 
 
 def _published(saved: SavedResult, event: ResultPublished) -> SavedResult:

@@ -121,6 +121,9 @@ def _result(status: JobStatus, saved: SavedResult, pictures: RunPictures, has_pr
     if saved.published:
         mark = "" if saved.is_usable else " ts-bad"
         said = f'<p class="ts-said{mark}">{escape(saved.published)}</p>'
+    if saved.beside:
+        names = ", ".join(Path(path).name for path in saved.beside)
+        said += f'<p class="ts-note">with {escape(names)}</p>'
     return (
         f'<li class="ts-result"><div class="ts-result-text">'
         f'<p><strong{attributes(title=str(path))}>{escape(path.name)}</strong> <span class="ts-note">step {saved.step}'

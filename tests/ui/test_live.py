@@ -284,6 +284,21 @@ def test_an_embedding_is_used_by_its_file_name(manager: FakeManager) -> None:
     assert json.loads(button["data-ts-prompt"])["text"] == "zbadge-x"
 
 
+def test_the_files_beside_a_result_are_named_and_told_of_when_they_are_of_no_use(manager: FakeManager) -> None:
+    beside = ("/embeddings/zhat.safetensors", "/embeddings/zbag.safetensors")
+    trained(
+        manager,
+        CheckpointSaved(step=2, path="/lora/zbadge.safetensors", num_modules=4, beside=beside),
+        ResultPublished(step=2, path=beside[0], text="visible as zhat", is_usable=True),
+        ResultPublished(step=2, path=beside[1], text="hidden by another file of the same name", is_usable=False),
+        ResultPublished(step=2, path="/lora/zbadge.safetensors", text="visible", is_usable=True),
+    )
+    page = live(manager)
+    assert "with zhat.safetensors, zbag.safetensors" in page
+    assert "zbag.safetensors is hidden by another file of the same name." in page
+    assert "zhat.safetensors is visible" not in page
+
+
 def test_a_negative_embedding_goes_into_the_negative_prompt(manager: FakeManager) -> None:
     method = {"kind": "textual_inversion", "is_negative": True}
     trained(manager, *saved(3), kind="textual_inversion", method=method)
