@@ -225,8 +225,10 @@ def num_bytes(info: TensorInfo) -> int:
     return _ITEM_BYTES[info.dtype] * math.prod(info.shape)
 
 
-def encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """The start of a file with tensors in this order: 8 bytes length, then JSON padded to a multiple of 8."""
+def encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], min_bytes: int = 0) -> bytes:
+    """The start of a file with tensors in this order: 8 bytes length, then JSON, then blanks to a multiple of 8 and to
+    `min_bytes`, which must be a multiple of 8 too.
+    """
     header: dict[str, object] = {"__metadata__": {_text(key): _text(value) for key, value in metadata.items()}}
     if not metadata:
         header.clear()
@@ -237,6 +239,7 @@ def encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) 
         begin = end
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)
+    encoded = encoded.ljust(min_bytes - 8)
     return len(encoded).to_bytes(8, "little") + encoded
 
 

@@ -5,6 +5,7 @@ Together they let models be combined that are larger than the memory: nothing is
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,9 @@ from .checkpoint import tensors_of
 from .safetensors_io import DTYPES, TensorInfo, data_places, describe_tensor, encode_header, in_file_order, read_header
 from .torch_file import read_torch_file
 
+_BLOCK = 1 << 20
+_MAX_GAP_BYTES = 16 << 20
+
 # One tensor of a file that is being written, by its name.
 TensorMaker = Callable[[str], Tensor]
 
@@ -28,12 +32,16 @@ class TensorFile:
 
     A .safetensors is read by offset into memory of its own, without mapping the file: what was read once does not
     count as memory in use afterwards, and the file may be replaced on any system when it is closed. A pickle is read
-    by the safe reader; where it is a zip, its tensors come from the disk when they are used.
-    Raises FormatError for damaged files and pickles with code, ModelError for missing files. A context manager.
+    by the safe reader; where it is a zip, its tensors come from the disk when they are used. With `hashed` what is read
+    in the order of the file counts for `sha256` at once, so that the file need not be read again for it.
+    Raises FormatError for damaged files and pickles with code, ModelError for missing files. A context manager; one
+    thread may read at a time.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hashed: bool = False) -> None:
         self.path = path
+        self._digest = hashlib.sha256() if hashed else None
+        self._hashed_to = 0
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         self._places: dict[str, tuple[int, int]] = {}
@@ -55,11 +63,42 @@ class TensorFile:
         if info.dtype not in DTYPES:
             raise FormatError(f"{self.path}: the tensor {name} has the type {info.dtype}, which cannot be read here.")
         data = torch.empty(end - begin, dtype=torch.uint8)
+        view = memoryview(data.numpy())
         try:
-            self._fill(memoryview(data.numpy()), begin)
+            self._fill(view, begin)
+            self._hash(view, begin, end)
         except OSError as error:
-            raise ModelError(f"{self.path} cannot be read: {error.strerror or error}.", "Check the disk.") from error
+            raise _unreadable(self.path, error) from error
         return data.view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def sha256(self, on_read: Callable[[int], None] | None = None) -> str:
+        """The sha256 of the whole file, 64 digits. What was not yet read in order is read; `on_read` is told of it.
+
+        Needs `hashed` (ValueError). Raises ModelError when the file cannot be read.
+        """
+        if self._digest is None:
+            raise ValueError("the file was not opened to be hashed")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._hashed_to)
+                while block := file.read(_BLOCK):
+                    self._digest.update(block)
+                    self._hashed_to += len(block)
+                    if on_read is not None:
+                        on_read(len(block))
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        return self._digest.hexdigest()
+
+    def _hash(self, view: memoryview, begin: int, end: int) -> None:
+        """Count a part that follows what was counted, together with a short gap before it."""
+        if self._digest is None or not 0 <= begin - self._hashed_to <= _MAX_GAP_BYTES:
+            return
+        gap = bytearray(begin - self._hashed_to)
+        self._fill(memoryview(gap), self._hashed_to)
+        self._digest.update(gap)
+        self._digest.update(view)
+        self._hashed_to = end
 
     def _fill(self, view: memoryview, begin: int) -> None:
         self._file.seek(begin)
@@ -85,18 +124,24 @@ class TensorFile:
         self.close()
 
 
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the disk.")
+
+
 def write_tensors_as_made(
     path: Path,
     infos: Mapping[str, TensorInfo],
     make: TensorMaker,
     metadata: Mapping[str, str],
     *,
+    final_metadata: Callable[[], Mapping[str, str]] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a .safetensors file of the tensors that `infos` announces, each made when it is its turn; returns `path`.
 
-    The bytes are those of `write_atomic` for the same tensors. What `make` raises leaves no file. Raises ValueError
-    when a tensor is not as announced, or announced with a dtype torch does not know; otherwise as `write_atomic`.
+    The bytes are those of `write_atomic` for the same tensors. `final_metadata` is asked after the last tensor and
+    replaces `metadata`, which must not be shorter. What `make` and `final_metadata` raise leaves no file. Raises
+    ValueError when a tensor is not as announced, or the metadata too long; otherwise as `write_atomic`.
     """
     ordered = in_file_order(infos)
     header = encode_header(ordered, metadata)
@@ -109,6 +154,12 @@ def write_tensors_as_made(
                 raise ValueError(f"the tensor {name} was announced as {info} and is {describe_tensor(tensor)}")
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             file.write(memoryview(flat.view(torch.uint8).numpy()))
+        if final_metadata is not None:
+            final = encode_header(ordered, final_metadata(), len(header))
+            if len(final) != len(header):
+                raise ValueError(f"the final metadata needs {len(final)} bytes, there is room for {len(header)}")
+            file.seek(0)
+            file.write(final)
 
     def check(temporary: Path) -> None:
         if read_header(temporary)[0] != ordered:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,32 +91,69 @@ def execute(
     the plan's own when a file is made again. Raises MergeError for numbers that are not finite and for models that
     changed meanwhile, JobStopped when asked to stop; otherwise as `write_atomic`.
     """
+    paths = _sources(plan)
+    signs = {path: _sign(path) for path in paths}
+    known = [parent.sha256 for parent in recipe.parents] if recipe else [hash_of(path) for path in paths]
+    plan.output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _opened(plan, [sha256 is None for sha256 in known]) as files,
+        closing(_tensors(plan, files, control, emit)) as tensors,
+    ):
+
+        def final_recipe() -> Recipe:
+            if recipe is not None:
+                return recipe
+            hashes = [sha256 or _sha256(file, control, emit) for sha256, file in zip(known, files, strict=True)]
+            return recipe_of(plan, [_parent(path, sha256) for path, sha256 in zip(paths, hashes, strict=True)])
+
+        def final_metadata() -> dict[str, str]:
+            written.append(final_recipe())
+            _check_unchanged(signs)
+            return recipe_metadata(written[0], plan)
+
+        written: list[Recipe] = []
+        write_tensors_as_made(
+            plan.output,
+            {name: tensor.info for name, tensor in plan.tensors.items()},
+            lambda name: next(tensors)[1],
+            _longest_metadata(plan, recipe),
+            final_metadata=final_metadata,
+            overwrite=plan.config.overwrite,
+        )
+    return Merged(plan.output, written[0], _copy_yaml(plan))
+
+
+def merged_tensors(plan: MergePlan, control: JobControl, emit: Emit) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every tensor of the result, in the order of a file; nothing is written.
+
+    To be closed when not all are taken. Raises as `execute`.
+    """
+    with _opened(plan, [False] * len(_sources(plan))) as files:
+        yield from _tensors(plan, files, control, emit)
+
+
+@contextmanager
+def _opened(plan: MergePlan, hashed: Sequence[bool]) -> Iterator[list[TensorFile]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(TensorFile(path, hashed=is_hashed))
+            for path, is_hashed in zip(_sources(plan), hashed, strict=True)
+        ]
+
+
+def _tensors(plan: MergePlan, files: list[TensorFile], control: JobControl, emit: Emit) -> Iterator[tuple[str, Tensor]]:
     for warning in plan.warnings:
         emit(Warned(text=warning))
-    signs = {path: _sign(path) for path in _sources(plan)}
-    if recipe is None:
-        recipe = recipe_of(plan, [_parent(path, control, emit, hash_of) for path in _sources(plan)])
-    metadata = recipe_metadata(recipe, plan)
-    plan.output.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        files = [stack.enter_context(TensorFile(path)) for path in _sources(plan)]
-        work = _Work(plan, files)
-        if work.method.similarities is not None:
-            work.measure_similarities(control, emit)
-        names = list(in_file_order({name: tensor.info for name, tensor in plan.tensors.items()}))
-        progress = Progress("merge", len(names), control, emit)
-        with work.making_ahead(names) as take:
-
-            def make(name: str) -> Tensor:
-                tensor = take(name)
-                progress.advance()
-                if name == names[-1]:
-                    _check_unchanged(signs)
-                return tensor
-
-            infos = {name: plan.tensors[name].info for name in names}
-            write_tensors_as_made(plan.output, infos, make, metadata, overwrite=plan.config.overwrite)
-    return Merged(plan.output, recipe, _copy_yaml(plan))
+    work = _Work(plan, files)
+    if work.method.similarities is not None:
+        work.measure_similarities(control, emit)
+    names = list(in_file_order({name: tensor.info for name, tensor in plan.tensors.items()}))
+    progress = Progress("merge", len(names), control, emit)
+    with work.making_ahead(names) as take:
+        for name in names:
+            tensor = take(name)
+            progress.advance()
+            yield name, tensor
 
 
 class _Work:
@@ -247,15 +284,34 @@ def _sources(plan: MergePlan) -> list[Path]:
     return [model.path for model in plan.models] + ([plan.vae.path] if plan.vae else [])
 
 
-def _parent(path: Path, control: JobControl, emit: Emit, hash_of: HashOf) -> Parent:
-    sha256 = hash_of(path)
-    if sha256 is None:
-        sha256 = hash_with_progress(path, control, emit)
+def _parent(path: Path, sha256: str) -> Parent:
     return Parent(path.name, sha256, autov1(path), path.stat().st_size)
+
+
+def _longest_metadata(plan: MergePlan, recipe: Recipe | None) -> dict[str, str]:
+    """As long as the metadata will be or longer: every model counts, with a hash unlike all others."""
+    if recipe is None:
+        recipe = recipe_of(plan, [_parent(path, "") for path in _sources(plan)])
+    first, *others = [replace(parent, sha256=f"{index:064}") for index, parent in enumerate(recipe.parents)]
+    models, vae = ([first, *others[:-1]], others[-1]) if recipe.vae else ([first, *others], None)
+    return recipe_metadata(replace(recipe, models=tuple(models), vae=vae), plan)
+
+
+def _sha256(file: TensorFile, control: JobControl, emit: Emit) -> str:
+    """The hash of an open model, as a phase of its own where it was not read in order."""
+    return file.sha256(_hash_progress(file.path, control, emit))
 
 
 def hash_with_progress(path: Path, control: JobControl, emit: Emit) -> str:
     """The sha256 of a file, as a phase of its own. Raises JobStopped, ModelError."""
+    try:
+        return file_sha256(path, _hash_progress(path, control, emit))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the disk.") from error
+
+
+def _hash_progress(path: Path, control: JobControl, emit: Emit) -> Callable[[int], None]:
+    """Told of bytes, counts in MiB."""
     progress = Progress(f"hash {path.name} (MiB)", path.stat().st_size // _MEGABYTE, control, emit)
     pending = 0
 
@@ -266,10 +322,7 @@ def hash_with_progress(path: Path, control: JobControl, emit: Emit) -> str:
             progress.advance(pending // _MEGABYTE)
             pending %= _MEGABYTE
 
-    try:
-        return file_sha256(path, on_read)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the disk.") from error
+    return on_read
 
 
 def _sign(path: Path) -> tuple[int, int]:

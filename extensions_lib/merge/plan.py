@@ -128,9 +128,7 @@ def _baked(config: MergeConfig, models: Sequence[Model], vae: VaeFile) -> Iterat
         )
     known = models[0].infos
     wrong = [
-        name
-        for name in names
-        if name in known and plain_shape(vae.infos[name].shape) != plain_shape(known[name].shape)
+        name for name in names if name in known and plain_shape(vae.infos[name].shape) != plain_shape(known[name].shape)
     ]
     if wrong:
         raise MergeError(

@@ -63,7 +63,7 @@ def rebuild(
     recipe = read_recipe(source)
     if recipe.version != __version__:
         emit(Warned(text=f"Made with version {recipe.version}, this is {__version__}: the bytes may differ."))
-    wanted = {parent.sha256: parent for parent in (*recipe.models, *([recipe.vae] if recipe.vae else []))}
+    wanted = {parent.sha256: parent for parent in recipe.parents}
     found = find_models(wanted, folders, control, emit, hash_of)
     missing = [f"{parent.name} ({sha256[:10]})" for sha256, parent in wanted.items() if sha256 not in found]
     if missing:

@@ -44,6 +44,11 @@ class Recipe:
     vae: Parent | None = None
     version: str = __version__
 
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """All files it takes: the models, then the VAE."""
+        return (*self.models, *((self.vae,) if self.vae else ()))
+
     def to_json(self) -> str:
         """As text; `recipe_from_json` reads it."""
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
@@ -74,13 +79,12 @@ def recipe_from_json(text: str, where: str) -> Recipe:
 
 def recipe_metadata(recipe: Recipe, plan: MergePlan) -> dict[str, str]:
     """The metadata of the merged file."""
-    parents = [*recipe.models, *([recipe.vae] if recipe.vae else [])]
     headers = [model.metadata for model in plan.models] + ([plan.vae.metadata] if plan.vae else [])
     model = plan.models[unet_source(plan.config)]
     return {
         "format": "pt",
         HOST_RECIPE: json.dumps(_host_recipe(recipe, model), ensure_ascii=False),
-        HOST_MODELS: json.dumps(_host_models(parents, headers), ensure_ascii=False),
+        HOST_MODELS: json.dumps(_host_models(recipe.parents, headers), ensure_ascii=False),
         OWN_RECIPE: recipe.to_json(),
         **_modelspec(recipe, model),
     }
@@ -97,7 +101,7 @@ def _host_recipe(recipe: Recipe, model: Model) -> dict[str, object]:
         "secondary_model_hash": second,
         "tertiary_model_hash": third,
         "interp_method": FORMULAS[settings["formula"]].title,
-        "multiplier": _number_or_text(settings["alpha"] or FORMULAS[settings["formula"]].default_alpha),
+        "multiplier": _multiplier(settings),
         "save_as_half": settings["dtype"] == "fp16",
         "custom_name": settings["name"],
         "config_source": 0,
@@ -135,7 +139,12 @@ def _modelspec(recipe: Recipe, model: Model) -> dict[str, str]:
     return {f"modelspec.{key}": value for key, value in facts.items() if value}
 
 
-def _number_or_text(text: str) -> float | str:
+def _multiplier(settings: Mapping[str, Any]) -> float | str:
+    """Alpha, or the weights of the models after A where they have some; a number where it is one."""
+    weights = [model["weight"] for model in settings["models"][1:]]
+    text = settings["alpha"] or FORMULAS[settings["formula"]].default_alpha
+    if any(weights):
+        text = " | ".join(weight or "1" for weight in weights)
     try:
         return float(text)
     except ValueError:

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from extensions_lib.errors import FormatError, ModelError, OutputError
-from extensions_lib.formats.safetensors_io import TensorInfo, describe_tensor, num_bytes, write_atomic
+from extensions_lib.formats.hashes import file_sha256
+from extensions_lib.formats.safetensors_io import (
+    TensorInfo,
+    describe_tensor,
+    num_bytes,
+    read_header,
+    read_tensors,
+    write_atomic,
+)
 from extensions_lib.formats.tensor_file import TensorFile, write_tensors_as_made
 
 
@@ -101,3 +109,49 @@ def test_what_goes_wrong_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="announced as .*F32.*and is .*F16"):
         write_tensors_as_made(tmp_path / "a.safetensors", infos, lambda name: torch.zeros(2).half(), {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ckpt-zip"])
+@pytest.mark.parametrize("order", [list, lambda names: list(names)[::-1], lambda names: ["scale"], lambda names: []])
+def test_the_hash_of_a_file_that_is_read_anyway(tmp_path: Path, kind: str, order) -> None:
+    path = written(tmp_path, kind)
+    told = []
+    with TensorFile(path, hashed=True) as file:
+        for name in order(file.infos):
+            file.read(name)
+        assert file.sha256(told.append) == file_sha256(path)
+        assert file.sha256() == file_sha256(path), "asked again"
+    assert sum(told) <= path.stat().st_size
+    with TensorFile(path) as file, pytest.raises(ValueError, match="not opened to be hashed"):
+        file.sha256()
+
+
+def test_a_file_read_in_order_is_not_read_again(tmp_path: Path) -> None:
+    path = written(tmp_path, "safetensors")
+    told = []
+    with TensorFile(path, hashed=True) as file:
+        for name in file.infos:
+            file.read(name)
+        file.sha256(told.append)
+    assert told == []
+
+
+def test_metadata_that_is_known_at_the_end(tmp_path: Path) -> None:
+    infos = {"w": TensorInfo("F32", (2,))}
+    made = []
+
+    def make(name: str) -> torch.Tensor:
+        made.append(name)
+        return torch.ones(2)
+
+    def final() -> dict[str, str]:
+        assert made == ["w"]
+        return {"hash": "abc"}
+
+    path = tmp_path / "a.safetensors"
+    write_tensors_as_made(path, infos, make, {"hash": "0" * 30}, final_metadata=final)
+    assert read_header(path) == (infos, {"hash": "abc"})
+    assert torch.equal(read_tensors(path)["w"], torch.ones(2))
+    with pytest.raises(ValueError, match="there is room for"):
+        write_tensors_as_made(tmp_path / "b.safetensors", infos, make, {}, final_metadata=lambda: {"hash": "a" * 20})
+    assert not (tmp_path / "b.safetensors").exists()

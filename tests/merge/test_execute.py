@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,9 @@ from extensions_lib.formats.hashes import autov1, file_sha256
 from extensions_lib.formats.safetensors_io import read_header, read_tensors
 from extensions_lib.merge import execute as execute_module
 from extensions_lib.merge.catalogue import METHODS, Ratios
-from extensions_lib.merge.execute import execute, is_finite
+from extensions_lib.merge.execute import execute, is_finite, merged_tensors
 from extensions_lib.merge.plan import key_seed, plan_merge
+from extensions_lib.models.load import load_bundle
 
 from .conftest import POSITIONS, SHAPES, UNET, small_model, stored
 
@@ -205,6 +208,26 @@ def test_progress_and_warnings(tmp_path, abc):
     phases = [(event.phase, event.done, event.total) for event in events if isinstance(event, PhaseProgress)]
     assert ("compare", 6, 6) in phases and phases[-1] == ("merge", 11, 11)
     assert not any(phase.startswith("hash") for phase, *_ in phases)
+
+
+def test_tensors_without_a_file(abc, merge):
+    """For trying a merge before it is saved."""
+    settings = {"name": "m", "models": [str(path) for path in abc[:2]], "folder": "/nowhere", "formula": "slerp"}
+    plan = replace(plan_merge(load_merge({**settings, "folder": "/tmp"})), output=Path("/nowhere/m.safetensors"))
+    found = dict(merged_tensors(plan, JobControl(), lambda event: event))
+    same(found, read_tensors(merge(abc[:2], formula="slerp").path))
+
+
+def test_a_real_architecture_can_be_loaded(tmp_path, family_models, merge):
+    first = family_models["sd1"]
+    second = {n: t * 1.5 if t.is_floating_point() else t for n, t in read_tensors(first).items()}
+    path = merge([first, stored(tmp_path / "second.safetensors", second)], alpha="0.5, VAE=0").path
+    shutil.copytree(first.parent / "small-clip", path.parent / "small-clip")
+    merged, base = (load_bundle(each, dtype=torch.float32) for each in (path, first))
+    weight = "down_blocks.1.attentions.0.proj_in.weight"
+    found, expected = (bundle.unet.state_dict()[weight] for bundle in (merged, base))
+    torch.testing.assert_close(found, expected * 1.25, rtol=1e-3, atol=0)
+    same(merged.vae.state_dict(), base.vae.state_dict())
 
 
 @pytest.mark.parametrize("after", [0, 3])

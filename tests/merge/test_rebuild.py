@@ -39,6 +39,14 @@ def test_a_baked_vae_and_parts_come_back_too(tmp_path, abc, merge):
     assert again(path, abc[0].parent, tmp_path / "again.safetensors").is_same is True
 
 
+def test_models_of_the_same_content_under_two_names(tmp_path, abc, merge):
+    shutil.copy(abc[1], abc[2])
+    path = merge(abc, formula="add_difference").path
+    assert again(path, abc[0].parent, tmp_path / "again.safetensors").is_same is True
+    mixed = merge([path, abc[0]], name="with its own parent").path
+    assert again(mixed, tmp_path, tmp_path / "too.safetensors").is_same is True
+
+
 def test_from_the_recipe_alone(tmp_path, abc, merge):
     path = merge(abc[:2]).path
     recipe = tmp_path / "recipe.json"
@@ -100,6 +108,7 @@ def test_more_than_three_models_and_none(abc, merge):
     weighted = [{"path": str(abc[0])}, *({"path": str(abc[i % 3]), "weight": "0.1"} for i in range(1, 5))]
     tree = lineage(read_header(merge(weighted).path)[1])
     assert [model["name"] for model in tree["models"]] == ["a", "b", "c", "a", "b"]
+    assert tree["multiplier"] == "0.1 | 0.1 | 0.1 | 0.1"
     assert lineage({}) is None and lineage_lines("x", None) == ["x"]
 
 
