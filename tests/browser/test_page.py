@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -40,7 +42,8 @@ def _nameless_controls(studio: Studio) -> list[str]:
 
 
 def _unfold_all(studio: Studio) -> None:
-    for part in ("method", "training", "optimizer", "dataset", "preview", "output", "mine"):
+    parts = ("like", "method", "training", "prior", "optimizer", "dataset", "preview", "output", "why", "mine")
+    for part in parts:
         studio.page.locator(f"#train_studio_{part} > .label-wrap").click()
     for more in studio.page.locator("[id^=train_studio_more_] > .label-wrap").all():
         if more.is_visible():
@@ -97,6 +100,23 @@ def test_statement_12_keys_of_the_host_neither_start_nor_stop_a_job(studio: Stud
     assert _nameless_controls(studio) == []
     studio.ask("Stop and save")
     studio.expect_state("Stopped")
+
+
+def test_a_file_of_another_trainer_fills_the_form_and_says_what_does_not_map(studio: Studio, tmp_path: Path):
+    preset = tmp_path / "preset.json"
+    settings = {"training_method": "LORA", "lora_rank": 6, "epochs": 2, "learning_rate_scheduler": "REX"}
+    preset.write_text(json.dumps(settings), encoding="utf-8")
+    studio.page.locator("#train_studio_like > .label-wrap").click()
+    place = studio.page.locator("#train_studio_like_file")
+    place.locator("input[type=file]").set_input_files(preset)
+    expect(place.locator("tr.file")).to_have_count(1)
+    studio.press("Fill the form from it")
+    expect(studio.message).to_contain_text("The form is filled in from a OneTrainer config.")
+    expect(studio.message).to_contain_text("learning_rate_scheduler = REX")
+    expect(studio.setting("lora.rank")).to_have_value("6")
+    expect(studio.setting("training.num_samples")).to_have_value("20")  # ten pictures in the practice folder
+    why = studio.page.locator("#train_studio_why_text")
+    expect(why).to_contain_text("holds a face and its clothes")
 
 
 def test_statement_17_a_killed_server_offers_to_resume(studio: Studio, server: Server):
