@@ -105,10 +105,11 @@ class AccessPolicy:
 
 
 class Host(Surroundings, Protocol):
-    """What the page and the API need besides."""
+    """What the page and the API need besides. `reads_words_in_loras`: an embedding inside a LoRA file takes effect."""
 
     name: str
     has_prompt: bool
+    reads_words_in_loras: bool
 
     def folders(self) -> HostFolders:
         """The host's folders, from its own options."""

@@ -11,7 +11,7 @@ from ..events import Event
 from ..ports import AccessPolicy, BaseModel, HostFolders, Parked, Published
 from . import folders, results, settings
 from .a1111_memory import A1111Memory
-from .detect import A1111, host_name
+from .detect import A1111, FORGE, host_name
 from .forge import ForgeMemory
 from .lease import HostMemory, Lease
 from .mirror import ProgressMirror
@@ -28,6 +28,7 @@ class WebuiHost:
         from modules import call_queue
 
         self.name = host_name()
+        self.reads_words_in_loras = self.name != FORGE
         memory: HostMemory = A1111Memory() if self.name == A1111 else ForgeMemory(self.name)
         self._mirror = ProgressMirror()
         self.lease = Lease(call_queue.queue_lock, memory, on_lend=self._mirror.clear)

@@ -32,6 +32,7 @@ class StandaloneHost:
 
     name = "standalone"
     has_prompt = False
+    reads_words_in_loras = True
 
     def __init__(self, folder: Path, *, is_open: bool = False) -> None:
         self._folder = folder.resolve()

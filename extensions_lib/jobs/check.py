@@ -205,6 +205,11 @@ def _check_names(config: TrainJobConfig, parts: _Parts, host: Host, findings: Fi
             findings.add("name", error.message, error.hint)
     results, beside = host.folders().results, paths_beside(config, parts.method)
     findings.warnings += name_warnings(config, result_path(config, parts.method, None), results, beside)
+    if getattr(config.method, "embedding_files", "") == "bundled" and not host.reads_words_in_loras:
+        findings.warnings.append(
+            f"{host.name} does not read a word from inside a LoRA: it would be an ordinary word there. Choose "
+            "'beside', so that it becomes an embedding file of its own."
+        )
     if parts.outline is not None:
         findings.warnings += word_warnings(config, results, parts.outline.tokenizer.tokenize, beside)
 

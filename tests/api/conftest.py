@@ -32,6 +32,7 @@ class FolderHost:
 
     name = "folders"
     has_prompt = True
+    reads_words_in_loras = True
 
     def __init__(self, root: Path, base: Path) -> None:
         self.root, self.base = root, base

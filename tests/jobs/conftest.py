@@ -59,6 +59,7 @@ class RecordingHost:
     on_publish: Callable[[Path], Published | None] = lambda path: Published("visible", True)
     name: str = "test"
     has_prompt: bool = False
+    reads_words_in_loras: bool = True
     notes: list[str] = field(default_factory=list)
     mirrored: list[Event] = field(default_factory=list)
     num_lent: int = 0

@@ -37,6 +37,9 @@ EMBEDDING = {"kind": "textual_inversion", "vectors_per_token": 3}
 class Folders:
     """The part of a host that the Check asks."""
 
+    name = "Forge"
+    reads_words_in_loras = False
+
     def __init__(self, work: Path, unusable: Mapping[str, str]) -> None:
         self._work, self._unusable = work, unusable
 
@@ -154,6 +157,12 @@ def test_several_words_are_looked_for_in_the_captions(job, check, pictures: Path
     ]
     assert report.pictures[1].chunks == (("a", "zhat 1/2", "zhat 2/2"),)
     assert report.num_parameters == (3 + 2 + 4) * 32
+
+
+@pytest.mark.parametrize(("embedding_files", "is_told"), [("bundled", True), ("both", False), ("beside", False)])
+def test_a_host_that_reads_no_words_in_loras(job, check, embedding_files: str, is_told: bool) -> None:
+    report = check(job(method={"kind": "pivotal", "embedding_files": embedding_files}))
+    assert any("Forge does not read a word from inside a LoRA" in warning for warning in report.warnings) is is_told
 
 
 def test_what_is_no_word_is_marked(job, check) -> None:
