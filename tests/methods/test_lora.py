@@ -20,7 +20,9 @@ from extensions_lib.formats.safetensors_io import read_header, write_atomic
 from extensions_lib.methods.base import Trainable
 from extensions_lib.methods.catalogue import make_method
 from extensions_lib.methods.lora import Lora
+from extensions_lib.models.build import build_module
 from extensions_lib.models.bundle import ModelBundle
+from extensions_lib.models.configs import base_config
 from extensions_lib.models.load import load_bundle, outline_bundle
 
 from ..model_families import FamilyModels
@@ -298,3 +300,61 @@ def test_every_setting_reaches_the_method() -> None:
     method = make_method(LoraConfig(**values), OutputConfig(dtype="bf16"))
     parsed = {"block_ranks": (("a", 1.0),), "block_rates": (("b", 0.5), ("c", 2.0)), "start_from": Path("y")}
     assert dataclasses.asdict(method) == {**values, **parsed, "dtype": torch.bfloat16}
+
+
+WIDTHS = [320, 640, 1280, 1280]
+OPEN_CLIP_H = {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "intermediate_size": 4096}
+BIG_G = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "intermediate_size": 5120}
+# The settings of the real models, where they differ from Stable Diffusion 1's.
+REAL_UNETS = {
+    "sd1": {},
+    "sd2": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+    "sdxl": {
+        "block_out_channels": WIDTHS[:3],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+REAL_TEXTS = {
+    "sd1": {"text_encoder": {}},
+    "sd2": {"text_encoder": OPEN_CLIP_H},
+    "sdxl": {"text_encoder": {}, "text_encoder_2": BIG_G},
+}
+
+
+def real_outline(bundles: dict[str, ModelBundle], family: str) -> ModelBundle:
+    """A bundle of the real shapes without weights."""
+    texts = {
+        part: build_module("text_encoder", base_config("text_encoder") | config)
+        for part, config in REAL_TEXTS[family].items()
+    }
+    unet = build_module("unet", base_config("unet") | REAL_UNETS[family])
+    return dataclasses.replace(bundles[family], unet=unet, text_encoders=texts)
+
+
+@pytest.mark.parametrize(
+    ("family", "plain", "more", "text"),
+    [
+        ("sd1", 192, 86, {"text_encoder": 72}),
+        ("sd2", 192, 86, {"text_encoder": 138}),
+        ("sdxl", 722, 66, {"text_encoder": 72, "text_encoder_2": 192}),
+    ],
+)
+def test_the_layers_of_the_real_models(
+    bundles: dict, family: str, plain: int, more: int, text: dict[str, int]
+) -> None:
+    """As many as kohya's trainer adapts; a LoRA has R numbers for each input and output of a layer."""
+    bundle = real_outline(bundles, family)
+    assert counts(Lora(), bundle) == {"unet": plain}
+    assert counts(Lora(layers="full", train_text_encoder=True), bundle) == {"unet": plain + more, **text}
+    sides = sum(sum(layer.module.weight.shape[:2]) for layer in Lora().chosen_layers(bundle).values())
+    assert Lora(rank=4).count_parameters(bundle) == 4 * sides
+    lokr = Lora(algorithm="lokr", lokr_whole=True, layers="full")
+    assert lokr.count_parameters(bundle) < sum(p.numel() for p in bundle.unet.parameters()) / 40
