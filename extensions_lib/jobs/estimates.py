@@ -107,7 +107,7 @@ def memory_gib(config: TrainJobConfig, facts: MemoryFacts) -> float:
 
     The sum of the weights (the UNet in its number format, VAE and text encoders in float32), 8 to 24 bytes for each
     trained number, and what the backward pass keeps, or a preview's decoding takes if that is more. On a CPU the
-    libraries come on top, and loading, which is in float32, may be the peak.
+    libraries come on top.
 
     The constants were counted from the tensors that torch saved: 39.7 and 38.8 numbers at the widths of SD 1.5 (256 and
     512 px), 42 to 50 at the practice model's; with gradient checkpointing 6.4 and 6.6. Compared with measured peaks of
@@ -120,8 +120,7 @@ def memory_gib(config: TrainJobConfig, facts: MemoryFacts) -> float:
     per_parameter = BYTES_PER_PARAMETER[config.optimizer.optimizer] + (4 if config.training.ema_decay else 0)
     working = max(_activation_bytes(config, facts), _decode_bytes(config, facts))
     training = weights + facts.num_parameters * per_parameter + working
-    loading = 4 * (parts["unet"] + rest) if facts.is_cpu else 0
-    return (max(training, loading) + (PROCESS_BYTES if facts.is_cpu else 0)) / GIBI
+    return (training + (PROCESS_BYTES if facts.is_cpu else 0)) / GIBI
 
 
 def _activation_bytes(config: TrainJobConfig, facts: MemoryFacts) -> float:

@@ -6,6 +6,7 @@ while it loads a model of its own. Class references are taken inside the functio
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from ..errors import HostError, KeyMismatchError, ModelError
 PROJECTED_TEXT = "CLIPTextModelWithProjection"
 _OUR_CLASSES = ("torch.", "diffusers.", "transformers.")
 _FULL_DEVICE = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class PartDtypes:
+    """The number formats that weights are loaded in."""
+
+    unet: torch.dtype
+    others: torch.dtype
+
+    def of(self, part: str) -> torch.dtype:
+        """That of the 'unet', the 'vae' or a text encoder."""
+        return self.unet if part == "unet" else self.others
 
 
 def build_module(part: str, config: dict[str, Any]) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..diffusion.timesteps import scaled_linear_alphas_cumprod
 from ..errors import KeyMismatchError, ModelError, UnsupportedModelError
 from ..formats.checkpoint import read_checkpoint
-from .build import adopt_tensors, build_module, position_ids
+from .build import PartDtypes, adopt_tensors, build_module, position_ids
 from .bundle import ModelBundle, ModelSource, StoredForm
 from .family import SD1, SD2, SDXL, ModelFamily
 from .ldm import POSITION_IDS, state_to_ldm, unloaded_layers
@@ -37,13 +37,13 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 _SCHEDULES = {"scaled_linear": scaled_linear_alphas_cumprod, "linear": linear_alphas_cumprod}
 
 
-def load_folder(folder: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
+def load_folder(folder: Path, vae: LoadedVae | None, loaded: PartDtypes) -> ModelBundle:
     """A diffusers folder as a bundle; `vae` replaces the folder's own. Raises as `load_bundle`."""
     outline = outline_folder(folder, vae)
     dtypes: dict[str, torch.dtype] = {}
     for part, module in outline.parts.items():
         is_given = part == "vae" and vae is not None
-        dtypes |= vae.dtypes if is_given else _fill(folder / part, part, module, outline.family, dtype)
+        dtypes |= vae.dtypes if is_given else _fill(folder / part, part, module, outline.family, loaded.of(part))
     return replace(outline, stored=StoredForm(dtypes, extra=unloaded_layers(outline)))
 
 

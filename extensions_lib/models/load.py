@@ -7,14 +7,21 @@ from pathlib import Path
 import torch
 
 from ..errors import ModelError
-from .build import verify_module
+from .build import PartDtypes, verify_module
 from .bundle import ModelBundle
 from .folder import load_folder, outline_folder
 from .single_file import load_single_file, load_vae_file, outline_single_file, outline_vae_file
 
 
-def load_bundle(path: Path, *, vae_path: Path | None = None, dtype: torch.dtype = torch.float32) -> ModelBundle:
-    """The base model in `path`, on the CPU, frozen, all floating weights in `dtype`.
+def load_bundle(
+    path: Path,
+    *,
+    vae_path: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    unet_dtype: torch.dtype | None = None,
+) -> ModelBundle:
+    """The base model in `path`, on the CPU, frozen, all floating weights in `dtype`, those of the UNet in `unet_dtype`
+    when that is given: SDXL's is 10 GB in float32.
 
     `path` is a .safetensors or .ckpt file, whose sibling .yaml is honoured, or a diffusers folder. `vae_path` names a
     file whose VAE is used instead. No network is used, no weight is initialised at random. Raises ModelError (missing
@@ -24,9 +31,10 @@ def load_bundle(path: Path, *, vae_path: Path | None = None, dtype: torch.dtype 
     _check_there(path, vae_path)
     vae = None if vae_path is None else load_vae_file(vae_path, dtype)
     load = load_folder if path.is_dir() else load_single_file
-    bundle = load(path, vae, dtype)
+    dtypes = PartDtypes(unet_dtype or dtype, dtype)
+    bundle = load(path, vae, dtypes)
     for part, module in bundle.parts.items():
-        verify_module(module, dtype, f"{bundle.source.name} ({part})")
+        verify_module(module, dtypes.of(part), f"{bundle.source.name} ({part})")
     return bundle
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ def probed_prediction_type(bundle: ModelBundle) -> str:
     family, unet = bundle.family, bundle.unet
     if not family.is_probed or bundle.is_inpainting:
         return family.prediction_type
+    if unet.dtype == torch.float16:
+        unet = copy.deepcopy(unet).float()  # older torch cannot compute in fp16 on a CPU
     latents = torch.full((1, unet.config.in_channels, 8, 8), 0.5, dtype=unet.dtype)
     states = torch.full((1, 2, family.text_width), 0.5, dtype=unet.dtype)
     answer = unet(latents, torch.tensor([999]), states, return_dict=False)[0]

@@ -15,7 +15,7 @@ from ..errors import FormatError
 from ..formats.checkpoint import checkpoint_header, read_checkpoint
 from ..formats.keys import PREFIXES
 from ..formats.safetensors_io import TensorInfo, autov1, describe_tensor, file_sha256
-from .build import adopt_tensors, build_module, position_ids
+from .build import PartDtypes, adopt_tensors, build_module, position_ids
 from .bundle import ModelBundle, ModelSource, StoredForm
 from .detect import check_parts, detect_family
 from .family import SD1, ModelFamily
@@ -49,14 +49,14 @@ class OpenFile:
     renamed: dict[str, str]
 
 
-def load_single_file(path: Path, vae: LoadedVae | None, dtype: torch.dtype) -> ModelBundle:
+def load_single_file(path: Path, vae: LoadedVae | None, loaded: PartDtypes) -> ModelBundle:
     """A checkpoint as a bundle; `vae` replaces the file's own, if any. Raises as `load_bundle`."""
     opened = _open(path)
     outline = _outline(path, opened, vae)
     tensors = opened.read()
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     given = {part: module for part, module in outline.parts.items() if vae is None or part != "vae"}
-    _fill(given, tensors, outline.family, dtype)
+    _fill(given, tensors, outline.family, loaded)
     if vae is not None:
         tensors, dtypes = _without_vae(tensors), _without_vae(dtypes) | vae.dtypes
     return replace(
@@ -84,7 +84,7 @@ def load_vae_file(path: Path, dtype: torch.dtype) -> LoadedVae:
         _VAE + name.removeprefix(prefix): tensor for name, tensor in opened.read().items() if name.startswith(prefix)
     }
     dtypes = {name: tensors[name].dtype for name in part_to_ldm("vae", module, SD1)}
-    _fill({"vae": module}, tensors, SD1, dtype)
+    _fill({"vae": module}, tensors, SD1, PartDtypes(dtype, dtype))
     return LoadedVae(module, dtypes)
 
 
@@ -178,7 +178,7 @@ def _check_fit(
 
 
 def _fill(
-    modules: Mapping[str, nn.Module], tensors: dict[str, Tensor], family: ModelFamily, dtype: torch.dtype
+    modules: Mapping[str, nn.Module], tensors: dict[str, Tensor], family: ModelFamily, loaded: PartDtypes
 ) -> None:
     """Give each network its tensors and take them out of `tensors`."""
     for part, module in modules.items():
@@ -188,7 +188,7 @@ def _fill(
         if family.text_encoder(part) is not None:
             stored = tensors.get(part_prefix(part, family) + POSITION_IDS)
             given[POSITION_IDS] = position_ids(stored, module.config.max_position_embeddings)
-        adopt_tensors(module, given, dtype)
+        adopt_tensors(module, given, loaded.of(part))
 
 
 def _without_vae(by_name: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,12 +107,14 @@ def _class_pictures(
 def load_model(config: TrainJobConfig, device: torch.device, precision: Precision, events: EventStream) -> ModelBundle:
     """The frozen base model on `device`: its UNet in the chosen format, VAE and text encoder in float32."""
     events.emit(PhaseProgress(phase="load model", done=0, total=1))
-    bundle = load_bundle(Path(config.base_model), vae_path=Path(config.vae) if config.vae else None)
-    bundle.freeze()
-    _drop_averaged_weights(bundle)
-    own = make_method(config.method, config.output).base_dtype
+    unet_dtype = make_method(config.method, config.output).base_dtype or precision.weight_dtype
     with out_of_memory_explained("loading the model"):
-        bundle.to(device, unet=own or precision.weight_dtype)
+        bundle = load_bundle(
+            Path(config.base_model), vae_path=Path(config.vae) if config.vae else None, unet_dtype=unet_dtype
+        )
+        bundle.freeze()
+        _drop_averaged_weights(bundle)
+        bundle.to(device)
     events.emit(PhaseProgress(phase="load model", done=1, total=1))
     return bundle
 

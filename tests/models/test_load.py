@@ -139,6 +139,14 @@ def test_loading_in_another_dtype(tiny: TinyModel, tiny_path: Path) -> None:
     assert bundle.alphas_cumprod.dtype == torch.float32
 
 
+def test_the_unet_alone_in_another_dtype(tiny: TinyModel, tiny_path: Path) -> None:
+    bundle = load_bundle(tiny_path, unet_dtype=torch.bfloat16)
+    dtypes = {part: {p.dtype for p in module.parameters()} for part, module in bundle.parts.items()}
+    assert dtypes == {"unet": {torch.bfloat16}, "vae": {torch.float32}, "text_encoder": {torch.float32}}
+    weight = tiny.parts["unet"].conv_in.weight
+    assert torch.equal(bundle.unet.conv_in.weight, weight.bfloat16())
+
+
 def test_parts_move_to_their_own_dtypes(tiny_path: Path) -> None:
     bundle = load_bundle(tiny_path)
     bundle.to("cpu", unet=torch.bfloat16, text_encoder=torch.float16)
