@@ -64,8 +64,8 @@ def there_and_back(path: Path) -> None:
         num_equal = sum(torch.equal(tensor, file.get_tensor(name)) for name, tensor in written.items())
     is_same_order = list(written) == list(read_header(path)[0])
     print(
-        f"{path.stem}: {bundle.family.name}, {bundle.family.prediction_type}, loaded in {seconds:.0f} s; of {len(written)} "
-        f"tensors {num_equal} are written as they were; names and order the same: {is_same_order}",
+        f"{path.stem}: {bundle.family.name}, {bundle.family.prediction_type}, loaded in {seconds:.0f} s; of "
+        f"{len(written)} tensors {num_equal} are written as they were; names and order the same: {is_same_order}",
         flush=True,
     )
 

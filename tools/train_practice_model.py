@@ -9,6 +9,7 @@
     python tools/train_practice_model.py score                draw 200 prompts and judge them from their pixels
     python tools/train_practice_model.py curve --target FILE  the loss as a picture
     python tools/train_practice_model.py subjects             the two practice subjects
+    python tools/train_practice_model.py families             small random checkpoints of every family, in `--out`
 
 Set PYTHONPATH=. first. Every command reads and writes `--out`, and continues where it was interrupted.
 Training is planned in minutes, not steps: the learning rate follows the share of the time that is used up.
@@ -28,9 +29,9 @@ from practice_model.curve import draw_curve
 from practice_model.diffusion import save_models, train_unet
 from practice_model.export import export
 from practice_model.judging import score
-from practice_model.workers import spawn
+from practice_model.workers import log, spawn
 
-from extensions_lib.practice import MODEL_FOLDER, SUBJECTS_FOLDER, subjects
+from extensions_lib.practice import MODEL_FOLDER, SUBJECTS_FOLDER, families, subjects
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "vae": lambda args: spawn(train_vae, args),
@@ -42,7 +43,14 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "score": lambda args: score(args.out, args.prompts, args.seed),
     "curve": lambda args: draw_curve(args.out / "loss.csv", args.target),
     "subjects": lambda args: subjects.write_subjects(SUBJECTS_FOLDER),
+    "families": lambda args: write_families(args.out / "families"),
 }
+
+
+def write_families(folder: Path) -> None:
+    """A checkpoint with its yaml for each variant of each family."""
+    for name in families.VARIANTS:
+        log(str(families.write_family_model(name, folder)))
 
 
 def main() -> None:
