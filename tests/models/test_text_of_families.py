@@ -43,9 +43,9 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 2 * width))
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
         self.mlp.add_module("gelu", nn.GELU())
-        self.mlp.add_module("c_proj", nn.Linear(2 * width, width))
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         normed = self.ln_1(states)
