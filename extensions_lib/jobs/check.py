@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.blocks import parse_block_values
 from ..config.job import TrainJobConfig
+from ..config.methods import BLOCK_RATES
 from ..config.presets import AUTO
 from ..errors import OutputError
 from ..ports import Host
@@ -182,11 +184,18 @@ def _try_optimizer(config: TrainJobConfig, rate: float) -> None:
     groups = [ParamGroup("unet", (module[0],))]
     if getattr(config.method, "train_text_encoder", False):
         groups.append(ParamGroup("text_encoder", (module[1],), config.method.text_encoder_learning_rate))
-    if getattr(config.method, "lora_plus_ratio", 1.0) != 1.0:
-        groups.append(ParamGroup("up", (module[2],), rate_factor=config.method.lora_plus_ratio))
+    factor = next((value for value in _rate_factors(config) if value != 1.0), None)
+    if factor is not None:
+        groups.append(ParamGroup("some layers", (module[2],), rate_factor=factor))
     if getattr(config.method, "embedding_learning_rate", None) is not None:
         groups.append(ParamGroup("embedding", (module[3],), config.method.embedding_learning_rate))
     make_job_optimizer(config, Trainable(module, tuple(groups), trains_text_encoder=False), rate)
+
+
+def _rate_factors(config: TrainJobConfig) -> tuple[float, ...]:
+    """By what the method multiplies the learning rate for some of its parameters."""
+    blocks = parse_block_values(getattr(config.method, "block_rates", ""), **BLOCK_RATES)
+    return (getattr(config.method, "lora_plus_ratio", 1.0), *(value for _, value in blocks))
 
 
 def _check_names(config: TrainJobConfig, parts: _Parts, host: Host, findings: Findings) -> None:

@@ -246,6 +246,11 @@ def test_all_problems_are_told_at_once(job, check, tmp_path: Path, practice_mode
         ({"method": {"kind": "lora", "layer_filter": "("}}, "method", "not a regular expression"),
         ({"method": {"kind": "lora", "start_from": "gone.safetensors"}}, "method", "gone.safetensors"),
         ({"optimizer": {"optimizer": "prodigy"}}, "optimizer.optimizer", "prodigy needs"),
+        (
+            {"optimizer": {"optimizer": "prodigy"}, "method": {"kind": "lora", "block_rates": "mid=0.5"}},
+            "optimizer.optimizer",
+            "needs one learning rate for all parts, got",
+        ),
         ({"dataset": {"background_color": "#xyz"}}, "dataset.background_color", "'#xyz'"),
         ({"training": {"mixed_precision": "fp16"}}, "training.mixed_precision", "fp16 needs a CUDA device"),
     ],
