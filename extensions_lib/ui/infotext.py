@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..config.artefacts import ARTEFACTS
@@ -48,10 +49,9 @@ def infotext(config: TrainJobConfig, prompt: PreviewPrompt, stem: str) -> str:
     """
     artefact = ARTEFACTS[config.method.artefact_kind]
     texts = [preview_prompt(text, config) for text in (prompt.prompt, prompt.negative_prompt)]
+    texts = [_renamed(text, names_of_words(config, stem)) for text in texts]
     if artefact.has_trigger_word:
         texts[0] = f"{texts[0]} {artefact.tag.format(stem=stem)}".strip()
-    else:
-        texts = [_renamed(text, config.trigger_word, stem) for text in texts]
     model = stem if config.method.artefact_kind == "checkpoint" else Path(config.base_model).name
     sampler, schedule = WEBUI_SAMPLERS[prompt.sampler]
     side = config.dataset.resolution_px
@@ -71,8 +71,20 @@ def infotext(config: TrainJobConfig, prompt: PreviewPrompt, stem: str) -> str:
     return f"{texts[0]}\nNegative prompt: {texts[1]}\n{last}"
 
 
-def _renamed(text: str, word: str, stem: str) -> str:
-    return re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: stem, text)
+def names_of_words(config: TrainJobConfig, stem: str) -> dict[str, str]:
+    """What calls the words that are files of their own: those of an earlier step carry it, as the result does."""
+    is_embedding = config.method.artefact_kind == "embedding"
+    if not is_embedding and getattr(config.method, "embedding_files", "") != "beside":
+        return {}
+    ending = stem.removeprefix(config.name) if stem.startswith(config.name) else ""
+    names = {word: f"{word}{ending}" for word in config.new_words}
+    return {**names, config.trigger_word: stem} if is_embedding else names
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """`text` with whole words replaced; the longest counts where one is part of another."""
+    words = "|".join(re.escape(word) for word in sorted(names, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)({words})(?!\w)", lambda match: names[match[1]], text) if words else text
 
 
 def _quoted(value: str) -> str:

@@ -15,7 +15,7 @@ from ..jobs.status import JobStatus, SavedResult
 from ..jobs.store import RunFolder
 from ..preview.grid import picture_name
 from ..preview.record import read_prompts
-from .infotext import infotext, preview_prompt, prompt_text, use_note
+from .infotext import infotext, names_of_words, preview_prompt, prompt_text, use_note
 from .markup import attributes, button, job_button, part, picture_link, preview_url
 
 MAX_MOMENTS = 40  # keeps a fragment small; the others are in the run's folder
@@ -134,7 +134,8 @@ def _result(status: JobStatus, saved: SavedResult, pictures: RunPictures, has_pr
 
 
 def _use(status: JobStatus, path: Path, pictures: RunPictures, has_prompt: bool) -> str:
-    text = prompt_text(status.method, path.stem, status.trigger_word)
+    names = names_of_words(pictures.config, path.stem) if pictures.config is not None else {}
+    text = prompt_text(status.method, path.stem, names.get(status.trigger_word, status.trigger_word))
     is_negative = pictures.config is not None and pictures.config.is_negative
     if has_prompt:
         box = "negative prompt" if is_negative else "prompt"

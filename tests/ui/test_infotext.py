@@ -84,6 +84,25 @@ def test_an_embedding_is_called_by_its_file(text: str, expected: str) -> None:
     assert read_back(infotext(config, PreviewPrompt(prompt=text), "zemb-000400"))[0] == expected
 
 
+def test_every_word_of_a_run_is_called_by_the_file_of_that_step() -> None:
+    method = {"kind": "textual_inversion", "further_words": ["zemb hat", "zbag"]}
+    config = job_config("zemb", "textual_inversion", method=method)
+    prompt = PreviewPrompt(prompt="a [name], a zemb hat and zbags", negative_prompt="zbag")
+    text, negative, _ = read_back(infotext(config, prompt, "zemb-000400"))
+    assert text == "a zemb-000400, a zemb hat-000400 and zbags"
+    assert negative == "zbag-000400"
+    assert read_back(infotext(config, prompt, "zemb"))[0] == "a zemb, a zemb hat and zbags"
+
+
+@pytest.mark.parametrize(("embedding_files", "word"), [("bundled", "zword"), ("beside", "zword-000400")])
+def test_a_word_inside_a_lora_keeps_its_name(embedding_files: str, word: str) -> None:
+    dataset = {"folder": "/p", "trigger_word": "zword"}
+    config = job_config("zlora", method={"kind": "pivotal", "embedding_files": embedding_files}, preset="",
+                        dataset=dataset)  # fmt: skip
+    text = read_back(infotext(config, PreviewPrompt(prompt="a [name]"), "zlora-000400"))[0]
+    assert text == f"a {word} <lora:zlora-000400:1>"
+
+
 def test_every_sampler_has_a_name_in_the_webui() -> None:
     assert set(WEBUI_SAMPLERS) == set(SAMPLERS)
 
