@@ -166,9 +166,11 @@ def _check_settings(config: TrainJobConfig, parts: _Parts, findings: Findings) -
 
 
 def _family_warnings(config: TrainJobConfig, outline: ModelBundle) -> list[str]:
-    """Start values of another family train, but not well."""
-    found = outline.family.name
-    if config.family == AUTO or config.family.partition("_")[0] == found:
+    """Start values of another family train, but not well. What SD 2 predicts is not known before its weights are."""
+    family = outline.family
+    found = family.name + ("_v" if family.prediction_type == "v_prediction" else "")
+    is_same = config.family == found or (family.is_probed and config.family.startswith(family.name))
+    if config.family == AUTO or is_same:
         return []
     return [f"The start values are those for {config.family}, the base model is {found}: choose them again."]
 

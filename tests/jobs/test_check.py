@@ -104,6 +104,14 @@ def test_a_sound_job(job, check, tmp_path: Path) -> None:
     assert all(room.needed_mib >= 16 and room.free_mib > 0 for room in report.disk)
 
 
+@pytest.mark.parametrize("family", ["sd1_v", "sd2", "sdxl"])
+def test_start_values_of_another_family_are_a_warning(job, check, family: str) -> None:
+    assert check(job(family="sd1")).warnings == ()
+    report = check(job(family=family))
+    assert report.warnings == (f"The start values are those for {family}, the base model is sd1: choose them again.",)
+    assert report.can_start
+
+
 def test_pictures_are_those_the_training_uses(job, check) -> None:
     config = job()
     report = check(config)
