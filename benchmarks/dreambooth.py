@@ -33,7 +33,7 @@ from extensions_lib.events import EventStream
 from extensions_lib.jobs.run import start
 from extensions_lib.methods.base import Trainable
 from extensions_lib.methods.catalogue import make_method
-from extensions_lib.practice import BADGE_FOLDER, practice_checkpoint
+from extensions_lib.practice import BADGE_FOLDER, drawing, practice_checkpoint
 from extensions_lib.practice.demo import BACKGROUNDS, JOBS, NUM_THREADS, RESOLUTION_PX, SAMPLER
 from extensions_lib.practice.scorer import read_picture
 from extensions_lib.practice.subjects import subject_found
@@ -49,6 +49,7 @@ WORD = "badge"
 FIRST_SEED = 1000
 NUM_SUBJECT, NUM_CLASS = 50, 24
 NUM_CLASS_IMAGES = 64
+CLASS_PROMPTS = [f"a {CLASS} on {drawing.with_article(background)} background" for background in drawing.BACKGROUNDS]
 DREAMBOOTH = {
     "method": {
         "kind": "dreambooth",
@@ -57,10 +58,10 @@ DREAMBOOTH = {
         "text_encoder_until": 1.0,
     },
     "optimizer": {"learning_rate": 5e-4, "lr_scheduler": "cosine"},
-    "training": {"max_train_steps": 200, "train_batch_size": 8, "loss_weighting": "none"},
+    "training": {"max_train_steps": 300, "train_batch_size": 8, "loss_weighting": "none"},
 }
 PICTURES = {
-    "kind": "pictures", "class_prompt": f"a {CLASS}", "num_class_images": NUM_CLASS_IMAGES,
+    "kind": "pictures", "class_prompt": " | ".join(CLASS_PROMPTS), "num_class_images": NUM_CLASS_IMAGES,
     "num_steps": SAMPLER["num_steps"], "guidance_scale": SAMPLER["guidance_scale"],
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -169,7 +170,7 @@ def measure(
 def report(folder: Path, names: Sequence[str]) -> None:
     """Measure the base and every variant; print a table, and draw a sheet of the first pictures of each."""
     config = job("DreamBooth", folder)
-    unseen = PriorConfig(**{**PICTURES, "class_prompt": f"a {CLASS} on a blue background", "num_class_images": 16})
+    unseen = PriorConfig(**{**PICTURES, "sampler": "euler_a", "num_class_images": NUM_CLASS})
     latents = folder / "runs" / "cache" / "latents"
     prepared = prepare(dataclasses.replace(config, prior=unseen), latents, EventStream("benchmark"), JobControl())
     nothing = Trainable(torch.nn.Module(), (), trains_text_encoder=False)

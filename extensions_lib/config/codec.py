@@ -15,6 +15,7 @@ from ..errors import ConfigError, Problem
 from .field import REQUIRED, Setting, settings_of
 from .job import TrainJobConfig
 from .methods import METHOD_CONFIGS, PivotalConfig
+from .optimizer import OPTIMIZERS_OF_BF16
 from .presets import AUTO, FAMILY_NAMES, PRESETS, default_preset, merge, method_of, preset_values
 from .words import EmbeddingConfig
 
@@ -288,6 +289,11 @@ def _check_together(job: TrainJobConfig) -> list[Problem]:
             Problem(
                 "dataset.trigger_word", f"is {word!r}; an embedding is called by its name, {job.name!r}; leave it empty"
             )
+        )
+    if getattr(job.method, "weight_dtype", "") == "bf16" and job.optimizer.optimizer not in OPTIMIZERS_OF_BF16:
+        accepted = " and ".join(OPTIMIZERS_OF_BF16)
+        problems.append(
+            Problem("optimizer.optimizer", f"is {job.optimizer.optimizer!r}; weights in bf16 accept {accepted}")
         )
     problems += [Problem(f"prior.{name}", text) for name, text in job.prior.problems()]
     if hasattr(job.method, "problems"):

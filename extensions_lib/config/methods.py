@@ -141,6 +141,12 @@ class DreamBoothConfig:
     text_encoder_until: float = option(
         0.3, help="Share of the run after which the text encoder stays as it is.", min=0.0, max=1.0
     )
+    weight_dtype: str = option(
+        "fp32",
+        help="Number format the UNet is trained in. bf16 takes half the memory; it is rounded at random, so that small "
+        "updates count on average, and needs adafactor or lion.",
+        choices=("fp32", "bf16"),
+    )
     start_from: str = option("", help="A checkpoint to go on from; the base stays what it is compared with.")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .field import option
 
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion")
+OPTIMIZERS_OF_BF16 = ("adafactor", "lion")  # those that can round trained weights at random
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 

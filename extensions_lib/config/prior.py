@@ -23,8 +23,9 @@ class PriorConfig:
     prior_loss_weight: float = option(1.0, help="Weight of its loss beside the pictures' own.", min=0.0, max=100.0)
     class_prompt: str = option(
         "",
-        help="What the subject is, such as 'a dog'. pictures: what they are drawn with and their caption. frozen_base: "
-        "takes the place of [name], so 'dog' where captions say 'a [name]'.",
+        help="What the subject is, such as 'a dog'. pictures: what they are drawn with, and their caption; several in "
+        "turn as in 'a dog on grass | a dog on a sofa'. frozen_base: takes the place of [name], so 'dog' where "
+        "captions say 'a [name]'.",
     )
     folder: str = option("", help="Folder of class pictures; empty: the base model draws them, once.")
     num_class_images: int = option(200, help="How many the base model draws.", min=1, max=100_000)
@@ -36,6 +37,6 @@ class PriorConfig:
 
     def problems(self) -> list[tuple[str, str]]:
         """(setting, what is wrong) for what its type and range do not tell."""
-        if self.class_prompt.strip() or self.kind == "none" or (self.kind == "pictures" and self.folder):
+        if self.class_prompt.strip(" |") or self.kind == "none" or (self.kind == "pictures" and self.folder):
             return []
         return [("class_prompt", f"is empty; prior.kind {self.kind!r} needs to know what the subject is")]

@@ -68,6 +68,9 @@ class TrainingConfig:
     min_timestep: int = option(0, help="First noise level trained.", min=0, max=999, advanced=True)
     max_timestep: int = option(1000, help="End of the noise levels trained, exclusive.", min=1, max=1000, advanced=True)
     ema_decay: float = option(0.0, help="Average of the parameters that is saved instead; 0 off.", min=0.0, max=0.99999)
+    ema_on_cpu: bool = option(
+        False, help="Keep the average in the machine's memory: for whole models on a small GPU.", advanced=True
+    )
 
     @property
     def samples_per_step(self) -> int:

@@ -248,7 +248,9 @@ def _costs(config: TrainJobConfig, parts: _Parts, findings: Findings) -> dict[st
         costs |= {"seconds_per_step": pace[0], "pace_text": f"as in the earlier run {pace[1]}"}
     if parts.num_parameters is None:
         return costs
-    costs["disk"] = disk_rooms(config, parts.num_parameters)
+    costs["disk"] = disk_rooms(
+        config, parts.method.result_bytes(parts.outline, parts.num_parameters), parts.num_parameters
+    )
     for room in costs["disk"]:
         if room.free_mib < room.needed_mib:
             findings.add(

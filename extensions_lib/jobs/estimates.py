@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ MIN_STEPS = 5
 MEBI, GIBI = 2**20, 2**30
 
 # float32 parameter, its gradient, and the optimizer's state.
-BYTES_PER_PARAMETER = {"adamw": 16, "adamw8bit": 10, "prodigy": 24, "adafactor": 8, "lion": 12}
+BYTES_PER_PARAMETER = {"adamw": 16, "adamw8bit": 10, "prodigy": 24, "adafactor": 10, "lion": 12}
 
 # Numbers kept for the backward pass, for every layer, channel and latent pixel of the UNet; see `memory_gib`.
 UNET_NUMBERS = 40
@@ -116,11 +116,38 @@ def memory_gib(config: TrainJobConfig, facts: MemoryFacts) -> float:
     """
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in facts.outline.parts.items()}
     rest = sum(parts.values()) - parts["unet"]
-    weights = parts["unet"] * facts.precision.weight_dtype.itemsize + 4 * rest
-    per_parameter = BYTES_PER_PARAMETER[config.optimizer.optimizer] + (4 if config.training.ema_decay else 0)
+    is_whole = config.method.artefact_kind == "checkpoint"
+    weights = _base_weights(config, facts, parts) if is_whole else parts["unet"] * _itemsize(facts) + 4 * rest
     working = max(_activation_bytes(config, facts), _decode_bytes(config, facts))
-    training = weights + facts.num_parameters * per_parameter + working
+    training = weights + facts.num_parameters * _bytes_per_parameter(config, facts) + working
     return (training + (PROCESS_BYTES if facts.is_cpu else 0)) / GIBI
+
+
+def _bytes_per_parameter(config: TrainJobConfig, facts: MemoryFacts) -> float:
+    """A trained number, its gradient, what the optimizer keeps of it, and its average if that is there too."""
+    needed = BYTES_PER_PARAMETER[config.optimizer.optimizer]
+    if getattr(config.method, "weight_dtype", "fp32") == "bf16":
+        needed -= 4  # number and gradient are half as large
+    is_near = facts.is_cpu or not config.training.ema_on_cpu
+    return needed + (4 if config.training.ema_decay and is_near else 0)
+
+
+def _base_weights(config: TrainJobConfig, facts: MemoryFacts, parts: Mapping[str, int]) -> float:
+    """What a whole model in training needs besides its trained copies.
+
+    On a CUDA device the originals of trained networks wait outside it, unless the frozen base is asked at every step.
+    Weights trained in float32 are there once more in the format they are computed in.
+    """
+    own = 2 if config.method.weight_dtype == "bf16" else 4
+    sizes = {name: count * (own if name == "unet" else 4) for name, count in parts.items()}
+    trained = {"unet", *(parts if config.method.train_text_encoder else ())} - {"vae"}
+    are_near = facts.is_cpu or config.prior.kind == "frozen_base"
+    kept = sum(size for name, size in sizes.items() if are_near or name not in trained)
+    return kept + (parts["unet"] * _itemsize(facts) if own == 4 and _itemsize(facts) < 4 else 0)
+
+
+def _itemsize(facts: MemoryFacts) -> int:
+    return facts.precision.weight_dtype.itemsize
 
 
 def _activation_bytes(config: TrainJobConfig, facts: MemoryFacts) -> float:
@@ -151,14 +178,15 @@ def _decode_bytes(config: TrainJobConfig, facts: MemoryFacts) -> float:
     return 4 * DECODE_NUMBERS * channels[min(1, len(channels) - 1)] * max(sizes, default=resolution**2)
 
 
-def disk_rooms(config: TrainJobConfig, num_parameters: int) -> tuple[DiskRoom, ...]:
+def disk_rooms(config: TrainJobConfig, result_bytes: int, num_parameters: int) -> tuple[DiskRoom, ...]:
     """The room for results and for the run, and what is free where they go, in MiB."""
     from ..training.results import bytes_needed
 
     folders = {"results": Path(config.output.folder), "run": Path(config.output.runs_folder)}
+    needs = bytes_needed(config, result_bytes, num_parameters)
     return tuple(
         DiskRoom(place, -(-needed // MEBI), shutil.disk_usage(existing_parent(folder)).free // MEBI)
-        for (place, folder), needed in zip(folders.items(), bytes_needed(num_parameters), strict=True)
+        for (place, folder), needed in zip(folders.items(), needs, strict=True)
     )
 
 

@@ -165,9 +165,9 @@ class TrainMethod(ABC):
         """The number format the UNet has to be loaded in; None: the one that is computed in."""
         return None
 
-    def result_bytes(self, bundle: ModelBundle) -> int:
-        """The size of one result at most; the bundle's networks may be on the meta device."""
-        return 4 * self.count_parameters(bundle)
+    def result_bytes(self, bundle: ModelBundle, num_parameters: int) -> int:
+        """The size of one result at most, with `num_parameters` trained; the networks may be on the meta device."""
+        return 4 * num_parameters
 
     def names_beside(self, output_name: str, placeholder: str) -> tuple[tuple[str, str], ...]:
         """(file name, artefact kind) of each further file that `export` writes with the final result `output_name`.

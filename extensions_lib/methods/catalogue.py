@@ -126,6 +126,7 @@ def _dreambooth(config: DreamBoothConfig, output: OutputConfig) -> DreamBooth:
         train_text_encoder=config.train_text_encoder,
         text_encoder_learning_rate=config.text_encoder_learning_rate,
         text_encoder_until=config.text_encoder_until,
+        weight_dtype=DTYPES[config.weight_dtype],
         start_from=_path(config.start_from),
         dtype=DTYPES[output.dtype],
         file_format=output.file_format,

@@ -95,7 +95,7 @@ class DreamBooth(TrainMethod):
         """All numbers of the trained networks."""
         return sum(parameter.numel() for part in self._trained(bundle).values() for parameter in part.parameters())
 
-    def result_bytes(self, bundle: ModelBundle) -> int:
+    def result_bytes(self, bundle: ModelBundle, num_parameters: int) -> int:
         """The whole model: UNet and text encoders in the file's format, the VAE in float32 at most."""
         sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in bundle.parts.items()}
         return sum(size * (4 if part == "vae" else self.dtype.itemsize) for part, size in sizes.items())

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from .rounding import Float32StateOptimizer, write_back
 
 
-class Adafactor(Optimizer):
+class Adafactor(Float32StateOptimizer):
     """Keeps the mean squared gradient of a matrix as one row and one column, so its state is small.
 
     `lr` >= 0. The decay of the squares at step t is 1 - t^`decay_rate`, with `decay_rate` in (-1, 0). An update whose
     root mean square is above `clip_threshold` > 0 is shortened to it. `weight_decay` >= 0 is decoupled. Tensors of two
-    and more dimensions are factored over the last two.
+    and more dimensions are factored over the last two. Parameters in bf16 are updated in float32 and rounded at random
+    by `rounding_seed`.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Adafactor(Optimizer):
         clip_threshold: float = 1.0,
         weight_decay: float = 0.0,
         eps: float = 1e-30,
+        rounding_seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -38,6 +41,7 @@ class Adafactor(Optimizer):
             "clip_threshold": clip_threshold,
             "weight_decay": weight_decay,
             "eps": eps,
+            "rounding_seed": rounding_seed,
         }
         super().__init__(params, defaults)
 
@@ -48,21 +52,23 @@ class Adafactor(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+        pairs = [(group, parameter) for group in self.param_groups for parameter in group["params"]]
+        for index, (group, parameter) in enumerate(pairs):
+            if parameter.grad is not None:
+                self._update(parameter, group, index)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
         state = self.state[parameter]
         state["step"] = state.get("step", 0) + 1
         decay = 1 - state["step"] ** group["decay_rate"]
-        update = _normalized(parameter.grad, state, decay, group["eps"])
+        update = _normalized(parameter.grad.float(), state, decay, group["eps"])
         root_mean_square = update.norm() / update.numel() ** 0.5
         update.div_((root_mean_square / group["clip_threshold"]).clamp_(min=1.0))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(update, alpha=group["lr"])
+        values = parameter.detach().float()
+        values.mul_(1 - group["lr"] * group["weight_decay"])
+        values.sub_(update, alpha=group["lr"])
+        write_back(parameter, values, group["rounding_seed"], state["step"], index)
 
 
 def _normalized(gradient: Tensor, state: dict[str, Any], decay: float, eps: float) -> Tensor:

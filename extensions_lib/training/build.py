@@ -378,6 +378,7 @@ def make_job_optimizer(config: TrainJobConfig, trainable: Trainable, base_lr: fl
         beta1=settings.beta1,
         beta2=settings.beta2 or None,
         eps=settings.epsilon,
+        rounding_seed=config.training.seed,
     )
 
 

@@ -12,20 +12,24 @@ from ..errors import TrainingError
 
 
 class ParameterEma:
-    """Follows named float32 parameters: average = d * average + (1 - d) * parameter after each step.
+    """Follows named parameters: average = d * average + (1 - d) * parameter after each step.
 
-    d is `decay_at` of the number of updates so far, so the first steps count for more. The averages are on the devices
-    of the parameters and of their size.
+    d is `decay_at` of the number of updates so far, so the first steps count for more. The averages are float32, also
+    of bf16 parameters, and of the parameters' size.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
-        """`decay` is in [0, 1)."""
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float, device: torch.device | None = None) -> None:
+        """`decay` is in [0, 1). The averages are kept on `device`; None: on that of the parameters."""
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
         self.decay = decay
         self.num_updates = 0
         self._parameters = dict(parameters)
-        self._averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._averages = {
+            name: parameter.detach().to(device or parameter.device, torch.float32, copy=True)
+            for name, parameter in parameters.items()
+        }
+        self._held: dict[str, Tensor] = {}
         self._is_swapped = False
 
     @torch.no_grad()
@@ -34,7 +38,8 @@ class ParameterEma:
         self._require_not_swapped()
         weight = 1 - decay_at(self.num_updates, self.decay)
         for name, parameter in self._parameters.items():
-            self._averages[name].lerp_(parameter, weight)
+            average = self._averages[name]
+            average.lerp_(parameter.detach().to(average), weight)
         self.num_updates += 1
 
     @contextmanager
@@ -46,15 +51,32 @@ class ParameterEma:
         try:
             yield
         finally:
-            self._exchange()
+            self._exchange_back()
             self._is_swapped = False
 
     @torch.no_grad()
     def _exchange(self) -> None:
+        """Each average changes places with its parameter; one that a bf16 parameter could not hold waits aside."""
         for name, parameter in self._parameters.items():
-            held = parameter.clone()
-            parameter.copy_(self._averages[name])
-            self._averages[name].copy_(held)
+            average = self._averages[name]
+            held = parameter.detach().to(average.device, copy=True)
+            if parameter.dtype != average.dtype:
+                self._held[name] = held
+                parameter.copy_(average)
+            else:
+                parameter.copy_(average)
+                average.copy_(held)
+
+    @torch.no_grad()
+    def _exchange_back(self) -> None:
+        for name, parameter in self._parameters.items():
+            if name in self._held:
+                parameter.copy_(self._held.pop(name))
+                continue
+            average = self._averages[name]
+            held = parameter.detach().to(average.device, copy=True)
+            parameter.copy_(average)
+            average.copy_(held)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The averages by name; they share memory with this object."""

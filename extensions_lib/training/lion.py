@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from .rounding import Float32StateOptimizer, write_back
 
 
-class Lion(Optimizer):
+class Lion(Float32StateOptimizer):
     """Moves every number by `lr` in the direction of the sign of an interpolated gradient.
 
     `lr` >= 0, a tenth to a third of AdamW's. `betas` in [0, 1): the interpolation of the direction and the decay of the
-    momentum. `weight_decay` >= 0 is decoupled; three to ten times AdamW's.
+    momentum. `weight_decay` >= 0 is decoupled; three to ten times AdamW's. Parameters in bf16 are updated in float32
+    and rounded at random by `rounding_seed`.
     """
 
     def __init__(
@@ -27,8 +29,10 @@ class Lion(Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        rounding_seed: int = 0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "rounding_seed": rounding_seed}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -37,19 +41,22 @@ class Lion(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+        pairs = [(group, parameter) for group in self.param_groups for parameter in group["params"]]
+        for index, (group, parameter) in enumerate(pairs):
+            if parameter.grad is not None:
+                self._update(parameter, group, index)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
         state = self.state[parameter]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum, gradient = state["momentum"], parameter.grad
+            state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
+        state["step"] = state.get("step", 0) + 1
+        momentum, gradient = state["momentum"], parameter.grad.float()
         beta1, beta2 = group["betas"]
         direction = (beta1 * momentum + (1 - beta1) * gradient).sign_()
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(direction, alpha=group["lr"])
+        values = parameter.detach().float()
+        values.mul_(1 - group["lr"] * group["weight_decay"])
+        values.sub_(direction, alpha=group["lr"])
         momentum.mul_(beta2).add_(gradient, alpha=1 - beta2)
+        write_back(parameter, values, group["rounding_seed"], state["step"], index)

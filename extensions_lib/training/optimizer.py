@@ -29,8 +29,11 @@ def make_optimizer(
     beta1: float = 0.9,
     beta2: float | None = None,
     eps: float = 1e-8,
+    rounding_seed: int = 0,
 ) -> Optimizer:
-    """One of OPTIMIZERS over groups of "params" (float32) and their base learning rate "lr" (> 0).
+    """One of OPTIMIZERS over groups of "params" and their base learning rate "lr" (> 0).
+
+    Parameters are float32; for adafactor and lion also bf16, rounded at random by `rounding_seed`.
 
     `weight_decay` >= 0 is decoupled and holds for groups without their own "weight_decay". `beta2` None is the
     optimizer's own default: 0.99 for lion, 0.999 else. adafactor has no betas, lion and adafactor no `eps`.
@@ -44,8 +47,8 @@ def make_optimizer(
         "adamw": partial(_adamw, **adam),
         "adamw8bit": partial(_adamw8bit, **adam),
         "prodigy": partial(_prodigy, **adam),
-        "adafactor": partial(Adafactor, weight_decay=weight_decay),
-        "lion": partial(Lion, betas=lion_betas, weight_decay=weight_decay),
+        "adafactor": partial(Adafactor, weight_decay=weight_decay, rounding_seed=rounding_seed),
+        "lion": partial(Lion, betas=lion_betas, weight_decay=weight_decay, rounding_seed=rounding_seed),
     }
     if name not in makers:
         raise _problem(f"unknown optimizer {name!r}, expected one of {', '.join(OPTIMIZERS)}")

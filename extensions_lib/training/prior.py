@@ -54,8 +54,14 @@ class RenamedCaptions(CaptionMaker):
 
 
 def class_captions(prior: PriorConfig) -> CaptionMaker:
-    """The class prompt for every class picture; without one each picture's own caption."""
-    return CaptionMaker(Template((prior.class_prompt.strip() or "[filewords]",)))
+    """The class prompt for every picture of a folder; without one, and for drawn pictures, each one's own caption."""
+    is_given = bool(prior.folder and prior.class_prompt.strip())
+    return CaptionMaker(Template((prior.class_prompt.strip() if is_given else "[filewords]",)))
+
+
+def class_prompts(prior: PriorConfig) -> list[str]:
+    """What the base model draws in turn: the parts of the class prompt between bars, each once."""
+    return list(dict.fromkeys(part.strip() for part in prior.class_prompt.split("|") if part.strip()))
 
 
 @dataclass(frozen=True)
@@ -113,32 +119,47 @@ def draw_class_pictures(
 
     It is named by all that decides how they look. Raises JobStopped, OutputError or DiskFullError.
     """
-    prior, total = config.prior, config.prior.num_class_images
+    prompts, total = class_prompts(config.prior), config.prior.num_class_images
     folder = cache / _fingerprint(config, bundle)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"The folder {folder} cannot be made: {error}.", "Choose another runs_folder.") from error
-    missing = [seed for seed in range(total) if not picture_path(folder, seed).exists()]
-    for first in range(0, len(missing), DRAWN_TOGETHER):
-        events.emit(PhaseProgress(phase="draw class pictures", done=total - len(missing) + first, total=total))
-        seeds = missing[first : first + DRAWN_TOGETHER]
-        images = sample_images(
-            bundle,
-            prompt=prior.class_prompt.strip(),
-            seeds=seeds,
-            width_px=_side(config),
-            height_px=_side(config),
-            num_steps=prior.num_steps,
-            guidance_scale=prior.guidance_scale,
-            sampler=prior.sampler,
-            clip_skip=config.training.clip_skip,
-            boundary=control.boundary,
-        )
-        for seed, image in zip(seeds, images, strict=True):
-            write_bytes_atomic(picture_path(folder, seed), png_bytes(image), overwrite=True)
+    missing = {
+        prompt: [seed for seed in range(place, total, len(prompts)) if not picture_path(folder, seed).exists()]
+        for place, prompt in enumerate(prompts)
+    }
+    done = total - sum(map(len, missing.values()))
+    for prompt, seeds in missing.items():
+        for first in range(0, len(seeds), DRAWN_TOGETHER):
+            events.emit(PhaseProgress(phase="draw class pictures", done=done, total=total))
+            together = seeds[first : first + DRAWN_TOGETHER]
+            _draw(config, bundle, prompt, together, folder, control)
+            done += len(together)
     events.emit(PhaseProgress(phase="draw class pictures", done=total, total=total))
     return folder
+
+
+def _draw(
+    config: TrainJobConfig, bundle: ModelBundle, prompt: str, seeds: list[int], folder: Path, control: JobControl
+) -> None:
+    """One picture a seed, each with its prompt as its caption beside it."""
+    images = sample_images(
+        bundle,
+        prompt=prompt,
+        seeds=seeds,
+        width_px=_side(config),
+        height_px=_side(config),
+        num_steps=config.prior.num_steps,
+        guidance_scale=config.prior.guidance_scale,
+        sampler=config.prior.sampler,
+        clip_skip=config.training.clip_skip,
+        boundary=control.boundary,
+    )
+    for seed, image in zip(seeds, images, strict=True):
+        path = picture_path(folder, seed)
+        write_bytes_atomic(path.with_suffix(".txt"), prompt.encode(), overwrite=True)
+        write_bytes_atomic(path, png_bytes(image), overwrite=True)
 
 
 def picture_path(folder: Path, seed: int) -> Path:

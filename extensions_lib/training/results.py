@@ -21,9 +21,13 @@ from ..formats.checkpoint import write_checkpoint
 from ..formats.metadata import ArtefactInfo
 from ..formats.sidecar import write_sidecars
 from ..methods.base import Exported, ExportedFile, Trainable, TrainMethod, Verified
+from ..models.bundle import ModelBundle
 from .build import Prepared
+from .run_state import KEPT_STATES
 
 SPARE_BYTES = 16 * 2**20
+# What an optimizer keeps of each trained number; adafactor two thirds of a number for a 3x3 convolution, less else.
+STATE_BYTES = {"adamw": 8, "adamw8bit": 3, "prodigy": 16, "adafactor": 3, "lion": 4}
 CLAIMS_NAME = "results.txt"
 
 
@@ -118,11 +122,13 @@ def claim_result(run_folder: Path, path: Path, *, overwrite: bool) -> None:
         os.fsync(file.fileno())
 
 
-def check_room(config: TrainJobConfig, trainable: Trainable, run_folder: Path) -> None:
-    """Raises DiskFullError when the result or two states of the run would not fit on their disks."""
+def check_room(
+    config: TrainJobConfig, method: TrainMethod, bundle: ModelBundle, trainable: Trainable, run: Path
+) -> None:
+    """Raises DiskFullError when the results, or the states in the folder `run`, would not fit on their disks."""
     num_parameters = sum(parameter.numel() for parameter in trainable.parameters())
-    needs = zip((Path(config.output.folder), run_folder), bytes_needed(num_parameters), strict=True)
-    for folder, needed in needs:
+    needs = bytes_needed(config, method.result_bytes(bundle, num_parameters), num_parameters)
+    for folder, needed in zip((Path(config.output.folder), run), needs, strict=True):
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise DiskFullError(
@@ -131,10 +137,16 @@ def check_room(config: TrainJobConfig, trainable: Trainable, run_folder: Path) -
             )
 
 
-def bytes_needed(num_parameters: int) -> tuple[int, int]:
-    """Room for the result, and for two states in the run folder, each four times as large: the optimizer's is in it."""
-    num_bytes = 4 * num_parameters
-    return num_bytes + SPARE_BYTES, 2 * 4 * num_bytes + SPARE_BYTES
+def bytes_needed(config: TrainJobConfig, result_bytes: int, num_parameters: int) -> tuple[int, int]:
+    """Room for all results of a run, and in its folder for the states: a new one is written before the oldest goes.
+
+    A state holds the trained numbers, what the optimizer keeps of each, and their average.
+    """
+    every, training = config.training.save_every_steps, config.training
+    num_results = 1 + (max(training.num_steps - 1, 0) // every if every else 0)
+    weight = 2 if getattr(config.method, "weight_dtype", "fp32") == "bf16" else 4
+    each = weight + STATE_BYTES[config.optimizer.optimizer] + (4 if training.ema_decay else 0)
+    return num_results * result_bytes + SPARE_BYTES, (KEPT_STATES + 1) * each * num_parameters + SPARE_BYTES
 
 
 @dataclass(frozen=True)

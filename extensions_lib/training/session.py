@@ -144,7 +144,7 @@ def _train(
         method.attach(prepared.bundle, config.trigger_word, generator) as trainable,
         _training_mode(prepared, trainable, config),
     ):
-        check_room(config, trainable, folders.run)
+        check_room(config, method, prepared.bundle, trainable, folders.run)
         run = _Session(folders, config, prepared, method, trainable, control, events, started_at, lender)
         if state is not None:
             run.restore(state)
@@ -201,9 +201,7 @@ class _Session:
         self.writer = ResultWriter(
             config, method, prepared, trainable, folders.run, started_at, self.previewer.newest_png
         )
-        self.ema = (
-            ParameterEma(dict(trainable.module.named_parameters()), training.ema_decay) if training.ema_decay else None
-        )
+        self.ema = self._make_ema()
         base_lr, factor = make_learning_rates(config)
         self.conditioner: TextConditioner = make_conditioner(prepared, trainable, config)
         self.loop = TrainingLoop(
@@ -223,6 +221,12 @@ class _Session:
             scaler=make_grad_scaler(prepared.precision, prepared.device),
         )
         lender.trainable, lender.optimizer = trainable, self.loop.optimizer
+
+    def _make_ema(self) -> ParameterEma | None:
+        training = self.config.training
+        device = torch.device("cpu") if training.ema_on_cpu else None
+        named = dict(self.trainable.module.named_parameters())
+        return ParameterEma(named, training.ema_decay, device) if training.ema_decay else None
 
     def _actions(self) -> Actions:
         training, preview = self.config.training, self.config.preview

@@ -92,6 +92,10 @@ JOBS: dict[str, dict[str, Any]] = {
         "method": {"kind": "dreambooth", "text_encoder_learning_rate": 1e-4, "text_encoder_until": 0.75},
         "optimizer": {"learning_rate": 2e-4},
     },
+    "dreambooth in bf16": {
+        "method": {"kind": "dreambooth", "train_text_encoder": False, "weight_dtype": "bf16"},
+        "optimizer": {"optimizer": "adafactor", "learning_rate": 1e-4},
+    },
     "dreambooth with class pictures": {
         "method": {"kind": "dreambooth", "train_text_encoder": False},
         "optimizer": {"learning_rate": 2e-4},

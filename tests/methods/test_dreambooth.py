@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from extensions_lib.formats.checkpoint import read_checkpoint
 from extensions_lib.formats.metadata import ArtefactInfo
 from extensions_lib.formats.safetensors_io import data_hash, read_header, read_tensors, write_atomic
 from extensions_lib.jobs.run import start
+from extensions_lib.methods.catalogue import make_method
 from extensions_lib.methods.dreambooth import DreamBooth
 from extensions_lib.models.family import SD1
 from extensions_lib.models.load import load_bundle, outline_bundle
 from extensions_lib.models.sibling import find_clip_folder, read_sibling
+from extensions_lib.training.results import SPARE_BYTES, bytes_needed
 
 from .conftest import MakeJob
 
@@ -163,4 +166,29 @@ def test_the_size_of_a_result_is_known_beforehand(practice_model: Path, tmp_path
     with method.attach(bundle, "x", torch.Generator()) as trainable:
         exported = method.export(trainable, ArtefactInfo(output_name="x", steps=1))
     path = write_atomic(tmp_path / "x.safetensors", exported.tensors, exported.metadata)
-    assert path.stat().st_size * 0.95 < method.result_bytes(outline) < path.stat().st_size * 1.5
+    assert path.stat().st_size * 0.95 < method.result_bytes(outline, 0) < path.stat().st_size * 1.5
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "more"),
+    [("adamw", {}), ("adafactor", {"ema_decay": 0.9}), ("lion", {"save_every_steps": 1})],
+)
+def test_the_room_for_states_and_results_is_known_beforehand(
+    job: MakeJob, tmp_path: Path, practice_model: Path, optimizer: str, more: dict[str, Any]
+) -> None:
+    config = load(
+        job("dreambooth", "out", training={"max_train_steps": 3, **more}, optimizer={"optimizer": optimizer})
+    )
+    outline, method = outline_bundle(practice_model), make_method(config.method, config.output)
+    count = method.count_parameters(outline)
+    results, run = bytes_needed(config, method.result_bytes(outline, count), count)
+    outcome = start(config, JobControl())
+    largest = max(path.stat().st_size for path in (outcome.run_folder / "state").iterdir())
+    assert 3 * largest < run < 3 * largest * 1.5 + SPARE_BYTES
+    written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert written < results < written * 1.5 + SPARE_BYTES
+
+
+def test_bf16_needs_an_optimizer_that_rounds_at_random(job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match="weights in bf16 accept adafactor and lion"):
+        load(job("dreambooth in bf16", "out", optimizer={"optimizer": "adamw"}))

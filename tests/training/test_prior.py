@@ -126,7 +126,7 @@ def test_class_pictures_are_drawn_once_and_a_stop_keeps_what_is_there(table: dic
     with pytest.raises(JobStopped):
         draw_class_pictures(config, bundle, tmp_path / "class", EventStream("x", (stop_at_four,)), control)
     (folder,) = (tmp_path / "class").iterdir()
-    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    first = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     assert sorted(first) == [picture_path(folder, seed).name for seed in range(4)]
     again: list[Event] = []
     drawn = draw_class_pictures(config, bundle, tmp_path / "class", EventStream("x", (again.append,)), JobControl())
@@ -139,6 +139,14 @@ def test_class_pictures_are_drawn_once_and_a_stop_keeps_what_is_there(table: dic
     assert [event.done for event in kept if isinstance(event, PhaseProgress)] == [5]
     with Image.open(picture_path(folder, 0)) as image:
         assert image.size == (64, 64)
+
+
+def test_several_prompts_are_drawn_in_turn_and_are_the_captions(table: dict[str, Any], tmp_path: Path) -> None:
+    several = {**PICTURES, "class_prompt": " a red circle | a blue square |"}
+    prior = prepared_for(load(merge(table, {"prior": several})), tmp_path).prior
+    texts = [prior.captions.caption(example, seed=0, epoch=0) for example in prior.dataset.examples]
+    assert texts == ["a red circle", "a blue square", "a red circle"]
+    assert prior.dataset.num_ignored == 3  # the captions
 
 
 def test_another_base_or_prompt_has_pictures_of_its_own(table: dict[str, Any], tmp_path: Path) -> None:
