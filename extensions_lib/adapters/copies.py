@@ -34,6 +34,7 @@ class ParameterCopies(nn.Module):
         super().__init__()
         self._places: dict[str, _Place] = {}
         self._are_near = False
+        self.parts = tuple(networks)
         for part, network in networks.items():
             for path, owner in network.named_modules():
                 for leaf, original in owner._parameters.items():

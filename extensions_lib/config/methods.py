@@ -147,6 +147,9 @@ class DreamBoothConfig:
         "updates count on average, and needs adafactor or lion.",
         choices=("fp32", "bf16"),
     )
+    difference_rank: int = option(
+        0, help="Also write what was learnt as a LoRA of this rank; 0: no.", min=0, max=1024, advanced=True
+    )
     start_from: str = option("", help="A checkpoint to go on from; the base stays what it is compared with.")
 
 

@@ -131,6 +131,7 @@ def _dreambooth(config: DreamBoothConfig, output: OutputConfig) -> DreamBooth:
         dtype=DTYPES[output.dtype],
         file_format=output.file_format,
         folder=Path(output.folder),
+        difference_rank=config.difference_rank,
     )
 
 

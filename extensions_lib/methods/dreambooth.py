@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from ..adapters.copies import ParameterCopies
 from ..errors import FormatError, KeyMismatchError
-from ..formats.metadata import ArtefactInfo, checkpoint_metadata
+from ..formats.inspect import verify_lora
+from ..formats.lora import lora_tensors
+from ..formats.metadata import ArtefactInfo, checkpoint_metadata, lora_metadata
 from ..formats.safetensors_io import data_hash
 from ..models.bundle import ModelBundle
 from ..models.ldm import trained_checkpoint
@@ -20,8 +23,10 @@ from ..models.load import load_bundle
 from ..models.prediction import marker_tensors
 from ..models.sibling import sibling_for_copy
 from .base import Exported, ExportedFile, ParamGroup, Trainable, TrainMethod, Verified
+from .difference import low_rank_difference
 
 UNET = "unet"
+DIFFERENCE = "-difference"  # at the end of the name of a LoRA that holds it
 
 
 @dataclass(kw_only=True)
@@ -53,7 +58,8 @@ class DreamBooth(TrainMethod):
 
     The UNet is trained in `weight_dtype`, text encoders in float32; `dtype` is that of the written file, whose VAE
     keeps its own. `folder` is where results go: what their yaml names must be found from there. `file_format` is
-    'safetensors' or 'ckpt'. `start_from` is a checkpoint to go on from.
+    'safetensors' or 'ckpt'. `start_from` is a checkpoint to go on from. With `difference_rank` a LoRA of that rank,
+    the nearest to what was learnt, is written too.
     """
 
     train_text_encoder: bool = True
@@ -64,6 +70,7 @@ class DreamBooth(TrainMethod):
     dtype: torch.dtype = torch.float16
     file_format: str = "safetensors"
     folder: Path = Path()
+    difference_rank: int = 0
 
     kind = "dreambooth"
     artefact_kind = "checkpoint"
@@ -115,13 +122,28 @@ class DreamBooth(TrainMethod):
         return ParamGroup(part, parameters, self.text_encoder_learning_rate, self.text_encoder_until)
 
     def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
-        """The complete checkpoint, and its yaml when the base has one."""
+        """The complete checkpoint, its yaml when the base has one, and the difference as a LoRA when asked for."""
         bundle = _bundle_of(trainable)
         tensors = trained_checkpoint(bundle, self.dtype) | marker_tensors(bundle)
         metadata = checkpoint_metadata(info, data_hash(tensors)) if self.file_format == "safetensors" else {}
         yaml = sibling_for_copy(bundle.source.path, bundle.family, self.folder)
-        beside = () if yaml is None else (ExportedFile(f"{info.output_name}.yaml", payload=yaml),)
-        return Exported(tensors, metadata, beside=beside)
+        beside = [] if yaml is None else [ExportedFile(f"{info.output_name}.yaml", payload=yaml)]
+        if self.difference_rank:
+            beside.append(self._difference(trainable, info))
+        return Exported(tensors, metadata, beside=tuple(beside))
+
+    def _difference(self, trainable: Trainable, info: ArtefactInfo) -> ExportedFile:
+        """The LoRA; its metadata says what share of the difference it lacks."""
+        assert isinstance(trainable, WholeModel)
+        rank = self.difference_rank
+        found = low_rank_difference(trainable.bundle, trainable.module, rank)
+        tensors = lora_tensors(found.layers, self.dtype)
+        stem = f"{info.output_name}{DIFFERENCE}"
+        facts = replace(info, output_name=stem, rank=rank, alpha=float(rank), conv_rank=rank, conv_alpha=float(rank))
+        metadata = lora_metadata(facts, data_hash(tensors)) | {"train_studio.difference_error": f"{found.error:.4f}"}
+        shapes = {name: layer.weight_shape for name, layer in found.layers.items()}
+        check = partial(_check_difference, tensors, shapes)
+        return ExportedFile(f"{stem}.safetensors", "lora", tensors, metadata, verify=check)
 
     def verify(self, path: Path, trainable: Trainable, bundle: ModelBundle) -> Verified:
         """Load the written file as any base model is loaded, and compare every number with the model in memory."""
@@ -141,8 +163,9 @@ class DreamBooth(TrainMethod):
         return f".{self.file_format}"
 
     def names_beside(self, output_name: str, placeholder: str) -> tuple[tuple[str, str], ...]:
-        """The yaml, which the WebUI reads by the checkpoint's name."""
-        return ((f"{output_name}.yaml", ""),)
+        """The yaml, which the WebUI reads by the checkpoint's name, and the difference as a LoRA."""
+        lora = ((f"{output_name}{DIFFERENCE}.safetensors", "lora"),) if self.difference_rank else ()
+        return ((f"{output_name}.yaml", ""), *lora)
 
 
 def _diffusion_networks(bundle: ModelBundle) -> dict[str, nn.Module]:
@@ -169,6 +192,12 @@ def _start(
                     "Choose a checkpoint that was trained from this base.",
                 )
             copy.copy_(given[key])
+
+
+def _check_difference(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    found = verify_lora(path, expected, shapes)
+    if found.num_unmatched or found.num_modules != len(shapes) or found.max_difference or not found.is_finite:
+        raise FormatError(f"{path.name} read again is not the LoRA that was extracted.", "Save again; check the disk.")
 
 
 def _compare(file_name: str, part: str, found: nn.Module, trained: nn.Module, dtype: torch.dtype) -> None:

@@ -83,6 +83,7 @@ LABELS = {
     "dreambooth.start_from": "Checkpoint to go on from",
     "dreambooth.train_text_encoder": "Train the text encoder as well",
     "dreambooth.text_encoder_learning_rate": "Learning rate of the text encoder",
+    "dreambooth.difference_rank": "Rank of a LoRA with the difference",
     "dreambooth.weight_dtype": "Number format of the trained weights",
     "dreambooth.text_encoder_until": "Share of the run for the text encoder",
     "lora.alpha": "Alpha",

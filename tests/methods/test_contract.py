@@ -53,6 +53,7 @@ METHODS = {
     ),
     "dreambooth": DreamBooth(text_encoder_until=0.5),
     "dreambooth of the unet": DreamBooth(train_text_encoder=False),
+    "dreambooth and its difference": DreamBooth(difference_rank=4),
 }
 
 SIZES = torch.tensor([[64, 64, 0, 0, 64, 64]])

@@ -14,11 +14,13 @@ from extensions_lib.config.codec import load
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, FormatError, KeyMismatchError, OutputError
 from extensions_lib.formats.checkpoint import read_checkpoint
+from extensions_lib.formats.lora import read_lora
 from extensions_lib.formats.metadata import ArtefactInfo
 from extensions_lib.formats.safetensors_io import data_hash, read_header, read_tensors, write_atomic
 from extensions_lib.jobs.run import start
 from extensions_lib.methods.catalogue import make_method
 from extensions_lib.methods.dreambooth import DreamBooth
+from extensions_lib.methods.layer_choice import LayerChoice, choose_layers
 from extensions_lib.models.family import SD1
 from extensions_lib.models.load import load_bundle, outline_bundle
 from extensions_lib.models.sibling import find_clip_folder, read_sibling
@@ -192,3 +194,32 @@ def test_the_room_for_states_and_results_is_known_beforehand(
 def test_bf16_needs_an_optimizer_that_rounds_at_random(job: MakeJob) -> None:
     with pytest.raises(ConfigError, match="weights in bf16 accept adafactor and lion"):
         load(job("dreambooth in bf16", "out", optimizer={"optimizer": "adamw"}))
+
+
+@pytest.mark.parametrize("rank", [2, 64])
+def test_the_difference_is_the_nearest_lora_of_its_rank(practice_model: Path, tmp_path: Path, rank: int) -> None:
+    """The layers are moved in two directions each, which rank 2 holds whole; biases and norms only count as error."""
+    bundle = load_bundle(practice_model)
+    method = DreamBooth(folder=tmp_path, dtype=torch.float32, difference_rank=rank)
+    generator = torch.Generator().manual_seed(0)
+    with method.attach(bundle, "x", torch.Generator()) as trainable:
+        with torch.no_grad():
+            for parameter in trainable.parameters():
+                if parameter.ndim > 1:
+                    matrix = parameter.flatten(1)
+                    up, down = (torch.randn(side, 2, generator=generator) for side in matrix.shape)
+                    parameter.add_((up @ down.T).reshape(parameter.shape) * 0.01)
+        lora = method.export(trainable, ArtefactInfo(output_name="x", steps=1)).beside[1]
+        path = write_atomic(tmp_path / lora.name, lora.tensors, lora.metadata)
+        lora.verify(path)
+        found, trained = read_lora(path), dict(bundle.unet.named_parameters())
+        name = "down_blocks.0.resnets.0.conv1"
+        change = trained[f"{name}.weight"].detach() - trainable.module.originals("unet")[f"{name}.weight"]
+        assert torch.allclose(found[f"lora_unet_{name.replace('.', '_')}"].delta(), change, atol=1e-5)
+        error = float(lora.metadata["train_studio.difference_error"])
+        assert 0 < error < 1  # the token table and the first and last layers are in no LoRA
+    assert (lora.name, lora.kind) == ("x-difference.safetensors", "lora")
+    assert len(found) == len(choose_layers(bundle, LayerChoice("full", has_text_encoders=True)))
+    spoilt = {key: torch.zeros_like(tensor) for key, tensor in lora.tensors.items()}
+    with pytest.raises(FormatError, match="is not the LoRA that was extracted"):
+        lora.verify(write_atomic(path, spoilt, {}, overwrite=True))
