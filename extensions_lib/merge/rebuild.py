@@ -12,8 +12,9 @@ from ..control import JobControl
 from ..errors import FormatError, MergeError, ModelError
 from ..events import Warned
 from ..formats.safetensors_io import read_header
-from .execute import Emit, HashOf, Merged, execute, hash_with_progress
+from .execute import HashOf, Merged, execute
 from .plan import plan_merge
+from .progress import Emit, hash_with_progress
 from .recipe import OWN_RECIPE, Parent, Recipe, recipe_from_json
 
 _MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")

@@ -23,10 +23,11 @@ from extensions_lib.events import PhaseProgress, Warned
 from extensions_lib.formats import atomic
 from extensions_lib.formats.hashes import autov1, file_sha256
 from extensions_lib.formats.safetensors_io import read_header, read_tensors
-from extensions_lib.merge import execute as execute_module
+from extensions_lib.merge import work
 from extensions_lib.merge.catalogue import METHODS, Ratios
-from extensions_lib.merge.execute import execute, is_finite, merged_tensors
+from extensions_lib.merge.execute import execute, merged_tensors
 from extensions_lib.merge.plan import key_seed, plan_merge
+from extensions_lib.merge.work import is_finite
 from extensions_lib.models.load import load_bundle
 
 from .conftest import POSITIONS, SHAPES, UNET, small_model, stored
@@ -75,7 +76,7 @@ def test_several_models_by_weight(abc, merge):
 
 def test_pieces_do_not_show(abc, merge, monkeypatch):
     whole = merge(abc, formula="train_difference").path.read_bytes()
-    monkeypatch.setattr(execute_module, "PIECE_NUMBERS", 7)
+    monkeypatch.setattr(work, "PIECE_NUMBERS", 7)
     assert merge(abc, formula="train_difference", overwrite=True).path.read_bytes() == whole
 
 
