@@ -110,12 +110,19 @@ def copy(sources: list[Path], target: Path) -> None:
 
 
 def peak_bytes() -> int:
-    """The highest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The highest resident size of this process so far. (What getrusage says counts the parent process too.)"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
+
+
+def cpu_seconds() -> float:
+    """The processor time of this process so far, its own and that spent for it by the system."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def run_one(what: str, sources: list[Path], target: Path, with_hashes: bool) -> dict[str, float]:
-    """Do one thing and measure: seconds, and bytes above the interpreter with its imports."""
+    """Do one thing and measure: seconds, those of the processors, and bytes above the interpreter with its imports."""
     from extensions_lib.config.merge import load_merge
     from extensions_lib.control import JobControl
     from extensions_lib.merge.execute import execute
@@ -131,9 +138,10 @@ def run_one(what: str, sources: list[Path], target: Path, with_hashes: bool) -> 
         plan = plan_merge(load_merge({**table, "formula": what}))
         hash_of = (lambda path: None) if with_hashes else (lambda path: "0" * 64)
         work = lambda: execute(plan, JobControl(), lambda event: event, hash_of=hash_of)  # noqa: E731
-    before, start = peak_bytes(), time.monotonic()
+    before, cpu_before, start = peak_bytes(), cpu_seconds(), time.monotonic()
     work()
-    return {"seconds": time.monotonic() - start, "bytes": peak_bytes() - before}
+    seconds, cpu = time.monotonic() - start, cpu_seconds() - cpu_before
+    return {"seconds": seconds, "cpu": cpu, "bytes": peak_bytes() - before}
 
 
 def measure(what: str, sources: list[Path], with_hashes: bool = False) -> dict[str, float]:
@@ -174,19 +182,23 @@ def main() -> None:
 
 def report(sources: list[Path], formulas: list[str], size: int) -> None:
     """Print one line a measurement; speeds are of the bytes of one file."""
-    copied, same = (measure(what, sources)["seconds"] for what in ("copy", "same bytes"))
-    for name, seconds in (("copy", copied), ("same bytes", same)):
-        print(f"{name}: {seconds:.1f} s ({size / GB / seconds:.2f} GB/s)", flush=True)
+    copied, same = (measure(what, sources) for what in ("copy", "same bytes"))
+    for name, found in (("copy", copied), ("same bytes", same)):
+        print(f"{name}: {_times(found, size)}", flush=True)
     for formula in formulas:
         for with_hashes in (False, True):
             found = measure(formula, sources, with_hashes)
-            seconds = found["seconds"]
+            shares = [f"{other['seconds'] / found['seconds']:.0%}" for other in (copied, same)]
             print(
-                f"{formula}{' with hashes' if with_hashes else ''}: {seconds:.1f} s ({size / GB / seconds:.2f} GB/s), "
-                f"{copied / seconds:.0%} of copy, {same / seconds:.0%} of same bytes, "
+                f"{formula}{' with hashes' if with_hashes else ''}: {_times(found, size)}, "
+                f"{shares[0]} of copy, {shares[1]} of same bytes, "
                 f"peak {found['bytes'] / GB:.2f} GB above the interpreter",
                 flush=True,
             )
+
+
+def _times(found: dict[str, float], size: int) -> str:
+    return f"{found['seconds']:.1f} s ({size / GB / found['seconds']:.2f} GB/s), processors {found['cpu']:.1f} s"
 
 
 if __name__ == "__main__":
