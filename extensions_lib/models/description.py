@@ -5,15 +5,29 @@ Written from the networks in memory, in the layout the WebUI instantiates: `ldm`
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .bundle import ModelBundle
+from .sibling import sibling_for_copy
 
 Table = dict[str, Any]
 
 _PENULTIMATE = "penultimate"
+
+
+def yaml_beside(bundle: ModelBundle, folder: Path) -> bytes | None:
+    """The yaml for a checkpoint made from `bundle` and written to `folder`: that of its base, or a made one.
+
+    None where the base has none and the WebUI finds out by itself.
+    """
+    copied = sibling_for_copy(bundle.source.path, bundle.family, folder)
+    if copied is not None:
+        return copied
+    made = yaml_where_needed(bundle)
+    return None if made is None else made.encode()
 
 
 def yaml_where_needed(bundle: ModelBundle) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from extensions_lib.models.description import describe, yaml_where_needed
+from extensions_lib.models.description import describe, yaml_beside, yaml_where_needed
 from extensions_lib.models.load import outline_bundle
 from extensions_lib.models.sibling import read_sibling
 
@@ -63,3 +63,15 @@ def test_a_yaml_is_made_where_the_webui_would_guess_wrong(
     assert (yaml_where_needed(bundle) is not None) is is_needed
     as_v = replace(bundle, family=replace(bundle.family, prediction_type="v_prediction"))
     assert yaml_where_needed(as_v) == describe(as_v)
+
+
+def test_the_bases_own_yaml_comes_first(family_models: FamilyModels, tmp_path: Path) -> None:
+    bundle = outline_bundle(family_models["sd2-v"])
+    assert yaml_beside(bundle, tmp_path) is not None
+    assert (
+        yaml_beside(bundle, family_models["sd2-v"].parent) == family_models["sd2-v"].with_suffix(".yaml").read_bytes()
+    )
+    without = replace(bundle, source=replace(bundle.source, path=tmp_path / "lonely.safetensors"))
+    assert yaml_beside(without, tmp_path) == describe(bundle).encode()
+    noise = replace(without, family=replace(outline_bundle(family_models["sd1"]).family))
+    assert yaml_beside(noise, tmp_path) is None
