@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import HostError
 from ..ports import Published
+from .folders import checkpoint_called
 
 HINT = "Press the refresh button beside the list of checkpoints; if it stays away, look at the WebUI's log."
 
@@ -15,10 +16,26 @@ def publish_checkpoint(path: Path) -> Published:
     from modules import sd_models
 
     sd_models.list_models()
+    _keep_selection()
     for info in sd_models.checkpoints_list.values():
         if Path(info.filename).resolve() == path.resolve():
             return _listed(info.name, path)
     raise HostError(f"{path.name} is not in the WebUI's list of checkpoints.", HINT)
+
+
+def _keep_selection() -> None:
+    """The chosen title ends in the hash of a file that may be another now; what it names is the same file.
+
+    A title that is in no list makes the host load the first checkpoint there is with the next picture.
+    """
+    from modules import sd_models, shared
+
+    chosen = shared.opts.data.get("sd_model_checkpoint")
+    if not chosen or chosen in sd_models.checkpoint_aliases:
+        return
+    found = checkpoint_called(chosen)
+    if found is not None:
+        shared.opts.data["sd_model_checkpoint"] = found.title
 
 
 def _listed(name: str, path: Path) -> Published:

@@ -56,12 +56,20 @@ def selected_base_model() -> Path | None:
     from modules import sd_models, shared
 
     chosen = getattr(shared.opts, "sd_model_checkpoint", None)
-    found = _checkpoint_called(chosen) if chosen else None
+    found = checkpoint_called(chosen) if chosen else None
     if found is None:
         found = getattr(loaded_model(), "sd_checkpoint_info", None)
     if found is None:
         found = next(iter(sd_models.checkpoints_list.values()), None)
     return None if found is None else Path(found.filename)
+
+
+def checkpoint_called(title: str) -> Any | None:
+    """Titles end in ' [hash]' only once the host knows the hash; the host's own search would take a similar name."""
+    from modules import sd_models
+
+    aliases = sd_models.checkpoint_aliases
+    return aliases.get(title) or aliases.get(title.rpartition(" [")[0])
 
 
 def access(extra_roots: tuple[Path, ...]) -> AccessPolicy:
@@ -87,14 +95,6 @@ def is_open_to_others() -> bool:
     from modules import shared
 
     return bool(getattr(shared.cmd_opts, "disable_extension_access", True))
-
-
-def _checkpoint_called(title: str) -> Any | None:
-    """Titles end in ' [hash]' only once the host knows the hash; the host's own search would take a similar name."""
-    from modules import sd_models
-
-    aliases = sd_models.checkpoint_aliases
-    return aliases.get(title) or aliases.get(title.rpartition(" [")[0])
 
 
 def _flag(name: str, default: Path | None) -> Any:

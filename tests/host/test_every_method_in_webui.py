@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 STEPS = {"zwhole": 120}
+OVERWRITE = {"dtype": "fp32", "overwrite": True}
 # A word that the text encoder has one token for is learnt in fewer steps.
 WORDS = {"zwhole": "badge"}
 VISIBLE = {
@@ -149,12 +150,18 @@ def drawn(server: HostServer, figures: dict[str, Any]) -> Callable[[str], Drawn]
     return draw
 
 
+def train(server: HostServer, table: dict[str, Any]) -> dict[str, Any]:
+    """Train a job to its end; what the host said of its last result."""
+    code, answer, _ = server.status_of("/train-studio/v1/jobs", table)
+    assert code == 202, answer
+    status = wait_for_state(server, answer["job_id"], "completed", "failed", seconds=600)
+    assert status["state"] == "completed", status
+    return status["results"][-1]
+
+
 def train_and_draw(server: HostServer, name: str) -> Drawn:
     table = table_of(server, name)
-    status, answer, _ = server.status_of("/train-studio/v1/jobs", table)
-    assert status == 202, answer
-    status = wait_for_state(server, name, "completed", "failed", seconds=600)
-    assert status["state"] == "completed", status
+    result = train(server, table)
     with_result, without = parameters(server, name)
     (base,) = reproduced(server, without)
     if name == "zwhole":
@@ -165,7 +172,7 @@ def train_and_draw(server: HostServer, name: str) -> Drawn:
     (after,) = reproduced(server, without)
     step = table["training"]["max_train_steps"]
     pictures = preview(server, name, step), preview(server, name, None), host, base, after
-    return Drawn(*pictures, status["results"][-1])
+    return Drawn(*pictures, result)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -210,9 +217,30 @@ def test_a_checkpoint_is_in_the_list_draws_the_subject_and_was_not_selected(
     assert found["zwhole"] > NUM_SEEDS / 2
 
 
+def test_statement_26_a_rewritten_checkpoint_is_the_old_one_until_another_was_selected(
+    drawn: Callable[[str], Drawn], server: HostServer
+) -> None:
+    drawn("zwhole")
+    text = parameters(server, "zwhole")[0]
+    select(server, "zwhole.safetensors")
+    (before,) = reproduced(server, text)
+    table = table_of(server, "zwhole") | {"base_model": str(server.place.checkpoints / "practice.safetensors")}
+    result = train(server, table | {"training": table["training"] | {"max_train_steps": 1}, "output": OVERWRITE})
+    assert result["published"].endswith("but loaded as it was before: select another one, and then it again")
+    assert not result["is_usable"]
+    (loaded,) = reproduced(server, text)
+    for checkpoint in ("practice", "zwhole"):
+        select(server, f"{checkpoint}.safetensors")
+    (fresh,) = reproduced(server, text)
+    select(server, "practice.safetensors")
+    assert loaded.same_as(before)
+    assert fresh.distance(before) > CHANGED
+
+
 @pytest.mark.parametrize("name", ["zhyper", "zwhole"])
 def test_the_cards_of_other_kinds_are_there(drawn: Callable[[str], Drawn], server: HostServer, name: str) -> None:
     page = {"zhyper": "hypernetworks", "zwhole": "checkpoints"}[name]
+    drawn(name)
     card = server.webui.cards(page)[name]
     assert "call it with" in card.description
     assert card.preview

@@ -114,6 +114,14 @@ def test_statement_26_a_rewritten_checkpoint_that_is_loaded_is_said_to_be_the_ol
     assert publish(checkpoint, "checkpoint", 500, "Forge").is_usable
 
 
+def test_a_rewritten_checkpoint_stays_the_selected_one(webui: Webui, checkpoint: Path) -> None:
+    """Its title had the hash of the old file: the host would not find it and load the first of the list instead."""
+    webui.load(checkpoint)
+    webui.shared.opts.sd_model_checkpoint = "cat.safetensors [ffffffffff]"
+    publish(checkpoint, "checkpoint", 500, "AUTOMATIC1111")
+    assert webui.shared.opts.sd_model_checkpoint == "cat.safetensors [0123456789]"
+
+
 def test_a_checkpoint_the_host_does_not_list_is_an_error(webui: Webui, checkpoint: Path) -> None:
     hidden = checkpoint.with_name("cat.vae.pt")
     with pytest.raises(HostError, match="cat.vae.pt is not in the WebUI's list of checkpoints"):
