@@ -18,10 +18,10 @@ from ..formats.lora import lora_tensors
 from ..formats.metadata import ArtefactInfo, checkpoint_metadata, lora_metadata
 from ..formats.safetensors_io import data_hash
 from ..models.bundle import ModelBundle
+from ..models.description import yaml_beside
 from ..models.ldm import trained_checkpoint
 from ..models.load import load_bundle
 from ..models.prediction import marker_tensors
-from ..models.sibling import sibling_for_copy
 from .base import Exported, ExportedFile, ParamGroup, Trainable, TrainMethod, Verified
 from .difference import low_rank_difference
 
@@ -122,11 +122,11 @@ class DreamBooth(TrainMethod):
         return ParamGroup(part, parameters, self.text_encoder_learning_rate, self.text_encoder_until)
 
     def export(self, trainable: Trainable, info: ArtefactInfo) -> Exported:
-        """The complete checkpoint, its yaml when the base has one, and the difference as a LoRA when asked for."""
+        """The complete checkpoint, its yaml where the WebUI needs one, and the difference as a LoRA when asked for."""
         bundle = _bundle_of(trainable)
         tensors = trained_checkpoint(bundle, self.dtype) | marker_tensors(bundle)
         metadata = checkpoint_metadata(info, data_hash(tensors)) if self.file_format == "safetensors" else {}
-        yaml = sibling_for_copy(bundle.source.path, bundle.family, self.folder)
+        yaml = yaml_beside(bundle, self.folder)
         beside = [] if yaml is None else [ExportedFile(f"{info.output_name}.yaml", payload=yaml)]
         if self.difference_rank:
             beside.append(self._difference(trainable, info))

@@ -26,6 +26,7 @@ from extensions_lib.models.load import load_bundle, outline_bundle
 from extensions_lib.models.sibling import find_clip_folder, read_sibling
 from extensions_lib.training.results import SPARE_BYTES, bytes_needed
 
+from ..model_families import FamilyModels
 from .conftest import MakeJob
 
 VAE = "first_stage_model."
@@ -223,3 +224,14 @@ def test_the_difference_is_the_nearest_lora_of_its_rank(practice_model: Path, tm
     spoilt = {key: torch.zeros_like(tensor) for key, tensor in lora.tensors.items()}
     with pytest.raises(FormatError, match="is not the LoRA that was extracted"):
         lora.verify(write_atomic(path, spoilt, {}, overwrite=True))
+
+
+def test_a_base_that_says_v_by_its_marker_alone_gets_a_yaml(family_models: FamilyModels, tmp_path: Path) -> None:
+    bundle, method = load_bundle(family_models["sdxl-v"]), DreamBooth(folder=tmp_path, train_text_encoder=False)
+    bundle.source = dataclasses.replace(bundle.source, path=tmp_path / "lonely.safetensors")
+    info = ArtefactInfo(output_name="x", steps=1, family="sdxl", prediction_type="v_prediction")
+    with method.attach(bundle, "x", torch.Generator()) as trainable:
+        exported = method.export(trainable, info)
+    assert "v_pred" in exported.tensors
+    assert [file.name for file in exported.beside] == ["x.yaml"]
+    assert b"VScaling" in exported.beside[0].payload
