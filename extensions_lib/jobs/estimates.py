@@ -107,12 +107,13 @@ def memory_gib(config: TrainJobConfig, facts: MemoryFacts) -> float:
 
     The sum of the weights (the UNet in its number format, VAE and text encoders in float32), 8 to 24 bytes for each
     trained number, and what the backward pass keeps, or a preview's decoding takes if that is more. On a CPU the
-    libraries come on top.
+    libraries come on top, and reading the file may be the peak.
 
     The constants were counted from the tensors that torch saved: 39.7 and 38.8 numbers at the widths of SD 1.5 (256 and
     512 px), 42 to 50 at the practice model's; with gradient checkpointing 6.4 and 6.6. Compared with measured peaks of
     the process: the practice model's demonstration 0.58 GiB (LoRA) and 0.60 GiB (embedding), estimated 0.63 and 0.62;
-    the shapes of SD 1.5 on a CPU (LoRA, bf16, 256 px) 4.64 GiB, estimated 4.52. On a GPU nothing was compared yet.
+    published shapes on a CPU (LoRA, bf16, 256 px) 4.39 GiB of SD 1.5, 5.28 of SD 2.1 and 13.35 of SDXL, estimated 4.52,
+    5.41 and 13.47: reading the file. On a GPU nothing was compared yet.
     """
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in facts.outline.parts.items()}
     rest = sum(parts.values()) - parts["unet"]
@@ -120,7 +121,13 @@ def memory_gib(config: TrainJobConfig, facts: MemoryFacts) -> float:
     weights = _base_weights(config, facts, parts) if is_whole else parts["unet"] * _itemsize(facts) + 4 * rest
     working = max(_activation_bytes(config, facts), _decode_bytes(config, facts))
     training = weights + facts.num_parameters * _bytes_per_parameter(config, facts) + working
-    return (training + (PROCESS_BYTES if facts.is_cpu else 0)) / GIBI
+    return (max(training, _loading_bytes(facts)) + PROCESS_BYTES if facts.is_cpu else training) / GIBI
+
+
+def _loading_bytes(facts: MemoryFacts) -> int:
+    """What reading a file takes on a CPU: its pages, which count while it is open, and its tensors."""
+    path = facts.outline.source.path
+    return 2 * path.stat().st_size if path.is_file() else 0
 
 
 def _bytes_per_parameter(config: TrainJobConfig, facts: MemoryFacts) -> float:

@@ -23,7 +23,7 @@ from extensions_lib.events import StepCompleted
 from extensions_lib.formats.safetensors_io import write_atomic
 from extensions_lib.jobs.check import check_job
 from extensions_lib.jobs.check_report import PACE_UNKNOWN, CheckReport
-from extensions_lib.jobs.estimates import MemoryFacts, memory_gib
+from extensions_lib.jobs.estimates import PROCESS_BYTES, MemoryFacts, memory_gib
 from extensions_lib.methods.catalogue import make_method
 from extensions_lib.models.load import load_bundle
 from extensions_lib.ports import HostFolders
@@ -351,6 +351,17 @@ def test_time_is_that_of_the_newest_run_that_was_alike(job, check, tmp_path: Pat
     (runs / "broken" / "events.jsonl").write_text("{", encoding="utf-8")
     report = check(job())
     assert (report.seconds_per_step, report.pace_text) == (2.5, "as in the earlier run alike")
+
+
+def test_reading_the_file_may_take_more_than_training(job, practice_model: Path) -> None:
+    """On a CPU the pages of the open file count beside its tensors; the networks here are smaller than the file."""
+    bundle = load_bundle(practice_model)
+    config = job(preview={"enabled": False})
+    with_file = MemoryFacts(bundle, 0, (8, 8), 1, BF16, is_cpu=True)
+    bundle.unet, bundle.vae, bundle.text_encoders = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), {}
+    bundle.unet.config, bundle.vae.config = load_bundle(practice_model).unet.config, None
+    expected = 2 * practice_model.stat().st_size + PROCESS_BYTES
+    assert memory_gib(config, with_file) * 2**30 == pytest.approx(expected)
 
 
 def test_memory_follows_its_rule(job, practice_model: Path) -> None:
