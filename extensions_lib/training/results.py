@@ -15,7 +15,7 @@ from pathlib import Path
 from ..config.codec import dump
 from ..config.job import FOLDERS_BESIDE, TrainJobConfig
 from ..data.summary import summarise
-from ..errors import DiskFullError, OutputError
+from ..errors import DiskFullError, FormatError, OutputError
 from ..formats.atomic import write_bytes_atomic
 from ..formats.checkpoint import write_checkpoint
 from ..formats.metadata import ArtefactInfo
@@ -173,13 +173,19 @@ class ResultWriter:
     def write(self, step: int, *, is_final: bool) -> Written:
         """The result after `step` steps, read again and compared. Earlier files of this run are replaced.
 
-        What belongs to it comes first, so that whoever finds the result finds all of it.
+        What belongs to it comes first, so that whoever finds the result finds all of it. Raises FormatError, and leaves
+        no file, when it would be of no use.
         """
         path = result_path(self.config, self.method, None if is_final else step)
         exported = self.method.export(self.trainable, self._info(path.stem, step))
         beside = tuple((self._write_beside(file), file.kind) for file in exported.beside)
         self._write(path, exported)
-        return Written(path, self.method.verify(path, self.trainable, self.prepared.bundle), beside)
+        try:
+            verified = self.method.verify(path, self.trainable, self.prepared.bundle)
+        except FormatError:
+            path.unlink(missing_ok=True)  # what does nothing shall not lie where the WebUI looks
+            raise
+        return Written(path, verified, beside)
 
     def _write_beside(self, file: ExportedFile) -> Path:
         path = path_beside(self.config, file.name, file.kind)

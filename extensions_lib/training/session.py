@@ -232,7 +232,7 @@ class _Session:
         training, preview = self.config.training, self.config.preview
         previews = preview.every_steps or -(-training.num_steps // PREVIEWS_PER_RUN)
         return Actions(
-            save=self.save_between,
+            save=self.save_early,
             save_state=self.save_state,
             preview=self.preview,
             validate=self.validate,
@@ -255,7 +255,8 @@ class _Session:
         if self.control.discard_requested:
             self.events.emit(TrainingFinished(reason="discarded", step=step, path=""))
             return SessionEnd("discarded", step, None)
-        path = self.save(step, is_final=True) if step else None
+        save = self.save if reason == "completed" else self.save_early
+        path = save(step, is_final=True) if step else None
         self.events.emit(TrainingFinished(reason=reason, step=step, path=str(path or "")))
         return SessionEnd(reason, step, path)
 
@@ -324,12 +325,13 @@ class _Session:
             self.writer.write_card(path)
         return path
 
-    def save_between(self, step: int) -> None:
-        """Write a result while the training goes on; one that is of no use yet is a warning."""
+    def save_early(self, step: int, *, is_final: bool = False) -> Path | None:
+        """Write a result before the run is complete; one that is of no use yet is a warning, and None."""
         try:
-            self.save(step, is_final=False)
+            return self.save(step, is_final=is_final)
         except FormatError as error:
             self.events.emit(Warned(text=f"The result after step {step} is of no use yet: {error}"))
+            return None
 
     def _publish(self, step: int, path: Path, kind: str, num_modules: int) -> None:
         """Ask the host to use the result; when it fails the file is there all the same."""

@@ -214,6 +214,20 @@ def test_the_card_of_an_extended_run_shows_its_newest_picture(
     assert card.read_bytes() == newest
 
 
+def test_stopping_before_anything_is_learnt_is_no_failure(
+    job: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """With warm-up the first step has a rate of zero, and its LoRA would do nothing."""
+    control, events = JobControl(), []
+    table = job(optimizer={"lr_scheduler": "cosine", "lr_warmup_ratio": 0.5})
+    outcome = start(load(table), control, (events.append, stop_after(1, control)))
+    assert (outcome.reason, outcome.step, outcome.path) == ("stopped", 1, None)
+    assert not list((tmp_path / "out").iterdir())
+    (warning,) = of(events, Warned)
+    assert "of no use yet" in warning.text and "only zeros" in warning.text
+    assert resume(RunFolder(outcome.run_folder), JobControl()).reason == "completed"
+
+
 def test_discard_leaves_no_result(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     control = JobControl()
     events: list[Event] = []
@@ -367,14 +381,14 @@ def test_too_little_room_is_said_before_the_first_step(
 
 def test_nan_latents_name_the_picture(job: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     from extensions_lib.errors import NonFiniteLossError
-    from extensions_lib.training import build
+    from extensions_lib.training import batches
 
-    sample = build.sample_latents
+    sample = batches.sample_latents
 
     def spoilt(mean: torch.Tensor, *arguments: object) -> torch.Tensor:
         return sample(mean, *arguments) * float("nan")
 
-    monkeypatch.setattr(build, "sample_latents", spoilt)
+    monkeypatch.setattr(batches, "sample_latents", spoilt)
     with pytest.raises(NonFiniteLossError, match=r"Step 1: the loss is not finite for \d\.png"):
         run(job())
 
