@@ -18,7 +18,7 @@ from .interrupt import interruptible
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 EXIT_DIFFERENT = 7
-_STOPPING = "Stopping; nothing is written"
+STOPPING = "Stopping; nothing is written"
 _GB = 1e9
 
 
@@ -41,9 +41,9 @@ def _merge(options: argparse.Namespace) -> int:
     from ..merge.execute import execute
     from ..merge.plan import plan_merge
 
-    with interruptible(_STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
+    with interruptible(STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
         merged = execute(plan_merge(config), control, EventStream("merge", (display,)).emit)
-    _say_written(merged.path, merged.yaml)
+    say_written(merged.path, merged.yaml)
     return 0
 
 
@@ -65,10 +65,10 @@ def _table(options: argparse.Namespace) -> dict[str, Any]:
 def _rebuild(options: argparse.Namespace) -> int:
     from ..merge.rebuild import rebuild
 
-    with interruptible(_STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
+    with interruptible(STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
         emit = EventStream("rebuild", (display,)).emit
         result = rebuild(options.file, options.models, options.output, control, emit, overwrite=options.overwrite)
-    _say_written(result.merged.path, result.merged.yaml)
+    say_written(result.merged.path, result.merged.yaml)
     if result.is_same is False:
         print(f"The bytes are not those of {options.file}.", file=sys.stderr)
         return EXIT_DIFFERENT
@@ -77,6 +77,7 @@ def _rebuild(options: argparse.Namespace) -> int:
     return 0
 
 
-def _say_written(path: Path, yaml: Path | None) -> None:
+def say_written(path: Path, yaml: Path | None) -> None:
+    """Name the result on the screen."""
     beside = f", and {yaml.name} beside it" if yaml else ""
     print(f"written: {path} ({path.stat().st_size / _GB:.2f} GB){beside}")

@@ -186,11 +186,15 @@ def _about_numbers(config: MergeConfig) -> list[Problem]:
     return problems
 
 
+def name_problems(name: str) -> list[Problem]:
+    """What is wrong with the name of a result."""
+    if name.strip(" .") and name == name.strip() and not any(character in FORBIDDEN_IN_NAMES for character in name):
+        return []
+    return [Problem("name", f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}")]
+
+
 def _about_names(config: MergeConfig) -> list[Problem]:
-    problems = []
-    name = config.name
-    if not name.strip(" .") or name != name.strip() or any(character in FORBIDDEN_IN_NAMES for character in name):
-        problems.append(Problem("name", f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}"))
+    problems = name_problems(config.name)
     try:
         re.compile(config.discard)
     except re.error as error:

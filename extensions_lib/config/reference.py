@@ -11,6 +11,7 @@ from .field import Setting, settings_of
 from .job import TrainJobConfig
 from .merge import MergeConfig, MergeModel
 from .methods import METHOD_CONFIGS
+from .networks import BakeConfig, BakeNetwork
 from .presets import (
     AUTO,
     FAMILY_NAMES,
@@ -44,6 +45,8 @@ def _sections() -> Iterator[tuple[str, type, str]]:
                     yield f"Entries of {setting.name}.{inner.name}", inner.option.item, ""
     yield "Merge", MergeConfig, ""
     yield "Entries of models", MergeModel, ""
+    yield "Bake", BakeConfig, ""
+    yield "Entries of networks", BakeNetwork, ""
 
 
 def _table(cls: type, prefix: str) -> str:

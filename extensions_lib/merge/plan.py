@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from ..config.merge import FORMULAS, MODEL_LETTERS, MergeConfig
 from ..errors import DiskFullError, MergeError, OutputError
@@ -22,6 +23,18 @@ from .models import PART_TITLES, PARTS, VAE_PREFIX, Model, VaeFile, few, part_of
 _FILE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 _HEADER_ROOM = 4 << 20
 _GB = 1e9
+
+
+class Formats(Protocol):
+    """Settings with the number formats of a result; `vae_dtype` may be 'keep'."""
+
+    @property
+    def dtype(self) -> str:
+        """'fp16', 'bf16' or 'fp32'."""
+
+    @property
+    def vae_dtype(self) -> str:
+        """The same for the VAE, or 'keep'."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,8 @@ def plan_merge(config: MergeConfig) -> MergePlan:
         raise MergeError(f"discard ({config.discard!r}) leaves nothing of the model.", "Discard less.")
     output = Path(config.folder) / f"{config.name}.safetensors"
     plan = MergePlan(config, models, vae, output, tensors, tuple(_warnings(config, models)))
-    _check_output(plan)
+    sources = [model.path for model in models] + ([vae.path] if vae else [])
+    check_output(output, sources, plan.num_bytes, overwrite=config.overwrite)
     return plan
 
 
@@ -99,7 +113,7 @@ def _tensor_plans(
         elif chosen == "merge":
             names = set(check_part(models, part))
             for name in models[0].names(part):
-                plan = TensorPlan(_result_info(config, models[0].infos[name], name))
+                plan = TensorPlan(result_info(config, models[0].infos[name], name))
                 if name in names:
                     plan = replace(plan, ratios=ratios_of(name), channels=merged_channels(name, models))
                 yield name, plan
@@ -116,7 +130,7 @@ def _taken(config: MergeConfig, models: Sequence[Model], part: str, source: int)
     if not model.names(part):
         raise MergeError(f"{label(source, model)} holds no {PART_TITLES[part]}.", f"Set {part} to another model.")
     for name in model.names(part):
-        yield name, TensorPlan(_result_info(config, model.infos[name], name), source=source)
+        yield name, TensorPlan(result_info(config, model.infos[name], name), source=source)
 
 
 def _baked(config: MergeConfig, models: Sequence[Model], vae: VaeFile) -> Iterator[tuple[str, TensorPlan]]:
@@ -136,15 +150,15 @@ def _baked(config: MergeConfig, models: Sequence[Model], vae: VaeFile) -> Iterat
             "Choose a VAE for this family of models.",
         )
     for name in names:
-        info = _result_info(config, vae.infos[name], name)
+        info = result_info(config, vae.infos[name], name)
         yield name, TensorPlan(replace(info, shape=known[name].shape if name in known else info.shape), source=-1)
 
 
-def _result_info(config: MergeConfig, info: TensorInfo, name: str) -> TensorInfo:
+def result_info(formats: Formats, info: TensorInfo, name: str) -> TensorInfo:
     """The dtype in the result: whole numbers stay, positions are int64, the VAE has a setting of its own."""
     if POSITION_IDS.search(name):
         return replace(info, dtype="I64")
-    wanted = config.vae_dtype if name.startswith(VAE_PREFIX) else config.dtype
+    wanted = formats.vae_dtype if name.startswith(VAE_PREFIX) else formats.dtype
     if wanted == "keep" or not info.dtype.startswith(("F", "BF")):
         return info
     return replace(info, dtype=_FILE_DTYPES[wanted])
@@ -211,17 +225,19 @@ def _warnings(config: MergeConfig, models: Sequence[Model]) -> Iterator[str]:
         yield "The result has no text encoder, as its models have none."
 
 
-def _check_output(plan: MergePlan) -> None:
-    output, config = plan.output, plan.config
-    if output.is_dir() or (os.path.lexists(output) and not config.overwrite):
+def check_output(output: Path, sources: Sequence[Path], num_bytes: int, *, overwrite: bool) -> None:
+    """Whether a result of this size can be written there, and replaces none of the files it is made from.
+
+    Raises OutputError, DiskFullError.
+    """
+    if output.is_dir() or (os.path.lexists(output) and not overwrite):
         raise OutputError(f"{output} already exists and was not touched.", "Choose another name, or allow overwriting.")
-    sources = [model.path for model in plan.models] + ([plan.vae.path] if plan.vae else [])
     if any(output.exists() and output.samefile(source) for source in sources):
         raise OutputError(f"{output} is one of the models to merge.", "Choose another name for the result.")
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} cannot be written to.", "Choose another output folder.")
-    needed, free = plan.num_bytes + _HEADER_ROOM, shutil.disk_usage(folder).free
+    needed, free = num_bytes + _HEADER_ROOM, shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFullError(
             f"{output.name} needs {needed / _GB:.2f} GB, and {folder} has {free / _GB:.2f} GB of room.",

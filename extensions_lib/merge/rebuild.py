@@ -8,14 +8,17 @@ from pathlib import Path
 
 from .. import __version__
 from ..config.merge import load_merge
+from ..config.networks import load_bake
 from ..control import JobControl
 from ..errors import FormatError, MergeError, ModelError
 from ..events import Warned
 from ..formats.safetensors_io import read_header
-from .execute import HashOf, Merged, execute
+from .bake import OWN_BAKE, bake, plan_bake
+from .execute import execute
 from .plan import plan_merge
 from .progress import Emit, hash_with_progress
 from .recipe import OWN_RECIPE, Parent, Recipe, recipe_from_json
+from .writing import HashOf, Merged
 
 _MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
@@ -41,9 +44,10 @@ def read_recipe(path: Path) -> Recipe:
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the name.") from error
     metadata = read_header(path)[1] if path.suffix.lower() == ".safetensors" else {}
-    if OWN_RECIPE not in metadata:
+    text = metadata.get(OWN_RECIPE) or metadata.get(OWN_BAKE)
+    if text is None:
         raise FormatError(f"{path.name} holds no recipe of a merge made here.", "Choose a file merged by Train Studio.")
-    return recipe_from_json(metadata[OWN_RECIPE], path.name)
+    return recipe_from_json(text, path.name)
 
 
 def rebuild(
@@ -73,8 +77,11 @@ def rebuild(
             f"{len(missing)} of {len(wanted)} models were not found below {searched}: {', '.join(missing)}.",
             "Name the folder that holds them; they may have another name, not other content.",
         )
-    plan = plan_merge(load_merge(_settings(recipe, found, output, overwrite)))
-    merged = execute(plan, control, emit, recipe=recipe)
+    place = {"name": output.stem, "folder": str(output.parent), "overwrite": overwrite}
+    if "networks" in recipe.settings:
+        merged = bake(plan_bake(load_bake({**_bake_settings(recipe, found), **place})), control, emit, recipe=recipe)
+    else:
+        merged = execute(plan_merge(load_merge({**_settings(recipe, found), **place})), control, emit, recipe=recipe)
     if source.suffix.lower() == ".json":
         return Rebuilt(merged, None)
     hashes = {hash_with_progress(path, control, emit) for path in (source, merged.path)}
@@ -96,10 +103,21 @@ def find_models(
     return found
 
 
-def _settings(recipe: Recipe, found: Mapping[str, Path], output: Path, overwrite: bool) -> dict[str, object]:
-    settings = dict(recipe.settings)
-    paths = [str(found[parent.sha256]) for parent in recipe.models]
-    models = [{**model, "path": path} for model, path in zip(settings["models"], paths, strict=True)]
+def _settings(recipe: Recipe, found: Mapping[str, Path]) -> dict[str, object]:
     vae = str(found[recipe.vae.sha256]) if recipe.vae else ""
-    place = {"name": output.stem, "folder": str(output.parent), "overwrite": overwrite}
-    return {**settings, "models": models, "bake_vae": vae, **place}
+    return {**recipe.settings, "models": _entries(recipe.settings["models"], recipe.models, found), "bake_vae": vae}
+
+
+def _bake_settings(recipe: Recipe, found: Mapping[str, Path]) -> dict[str, object]:
+    base, *files = recipe.models
+    networks = _entries(recipe.settings["networks"], files, found)
+    return {**recipe.settings, "base": str(found[base.sha256]), "networks": networks}
+
+
+def _entries(
+    entries: Sequence[Mapping[str, object]], parents: Sequence[Parent], found: Mapping[str, Path]
+) -> list[dict[str, object]]:
+    """Entries of a list with the paths where their files are now."""
+    return [
+        {**entry, "path": str(found[parent.sha256])} for entry, parent in zip(entries, parents, strict=True)
+    ]  # fmt: skip

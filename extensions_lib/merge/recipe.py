@@ -22,7 +22,7 @@ from .models import Model
 from .plan import MergePlan, unet_source
 
 OWN_RECIPE = "train_studio.merge"
-_PLACES = ("folder", "overwrite")  # settings that do not change the bytes
+PLACES = ("folder", "overwrite")  # settings that do not change the bytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def recipe_of(plan: MergePlan, parents: Sequence[Parent]) -> Recipe:
     """The recipe of a plan; `parents` are its models, then the VAE file if there is one."""
     models = tuple(parents[: len(plan.models)])
     vae = parents[len(models)] if plan.vae else None
-    settings = {key: value for key, value in dump(plan.config).items() if key not in _PLACES}
+    settings = {key: value for key, value in dump(plan.config).items() if key not in PLACES}
     settings["models"] = [
         {**model, "path": parent.name} for model, parent in zip(settings["models"], models, strict=True)
     ]
@@ -84,9 +84,9 @@ def recipe_metadata(recipe: Recipe, plan: MergePlan) -> dict[str, str]:
     return {
         "format": "pt",
         HOST_RECIPE: json.dumps(_host_recipe(recipe, model), ensure_ascii=False),
-        HOST_MODELS: json.dumps(_host_models(recipe.parents, headers), ensure_ascii=False),
+        HOST_MODELS: json.dumps(host_models(recipe.parents, headers), ensure_ascii=False),
         OWN_RECIPE: recipe.to_json(),
-        **_modelspec(recipe, model),
+        **modelspec(recipe, model),
     }
 
 
@@ -113,7 +113,7 @@ def _host_recipe(recipe: Recipe, model: Model) -> dict[str, object]:
     }
 
 
-def _host_models(parents: Sequence[Parent], headers: Sequence[Mapping[str, str]]) -> dict[str, object]:
+def host_models(parents: Sequence[Parent], headers: Sequence[Mapping[str, str]]) -> dict[str, object]:
     """The models by hash, each with its own recipe, and their models too."""
     found: dict[str, object] = {}
     for parent, header in zip(parents, headers, strict=True):
@@ -127,7 +127,7 @@ def _host_models(parents: Sequence[Parent], headers: Sequence[Mapping[str, str]]
     return found
 
 
-def _modelspec(recipe: Recipe, model: Model) -> dict[str, str]:
+def modelspec(recipe: Recipe, model: Model) -> dict[str, str]:
     prediction_type = model.prediction_type or ""
     facts = {
         "sai_model_spec": "1.0.0",

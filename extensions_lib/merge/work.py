@@ -52,21 +52,8 @@ class Work:
         Formulas that need much memory for a tensor, and those of whole tensors, which torch itself spreads over its
         threads, are one ahead only.
         """
-        num_threads = min(os.cpu_count() or 1, _MAX_THREADS) if self.method.elementwise else 1
-        waiting = iter(names)
-        ahead: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(num_threads) as pool:
-
-            def take(name: str) -> Tensor:
-                while len(ahead) <= num_threads and (following := next(waiting, None)) is not None:
-                    ahead.append(pool.submit(self.make, following))
-                return ahead.popleft().result()
-
-            try:
-                yield take
-            finally:
-                for future in ahead:
-                    future.cancel()
+        with making_ahead(self.make, names, num_threads() if self.method.elementwise else 1) as take:
+            yield take
 
     def make(self, name: str) -> Tensor:
         """One tensor of the result, in its dtype. Raises MergeError when it is not finite."""
@@ -144,6 +131,32 @@ class Work:
             f"Nothing was written: the tensor {name} became too large for {dtype}.",
             "Choose smaller ratios, or bf16 or fp32.",
         )
+
+
+def num_threads() -> int:
+    """How many tensors are made at a time where each needs little memory."""
+    return min(os.cpu_count() or 1, _MAX_THREADS)
+
+
+@contextmanager
+def making_ahead(
+    make: Callable[[str], Tensor], names: list[str], num_threads: int
+) -> Iterator[Callable[[str], Tensor]]:
+    """Within the context, gives `make` of each of `names`, asked for in this order; the next are made already."""
+    waiting = iter(names)
+    ahead: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+
+        def take(name: str) -> Tensor:
+            while len(ahead) <= num_threads and (following := next(waiting, None)) is not None:
+                ahead.append(pool.submit(make, following))
+            return ahead.popleft().result()
+
+        try:
+            yield take
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, KeyMismatchError, ModelError
+from ..formats.keys import UNetLayout
 from ..formats.safetensors_io import TensorInfo
 from .build import PROJECTED_TEXT
 from .configs import base_config
@@ -177,6 +178,12 @@ def read_json(path: Path) -> Config:
     if not isinstance(content, dict):
         raise FormatError(f"{path} holds {type(content).__name__}, not a JSON object.", "Copy the folder again.")
     return content
+
+
+def layout_of_shapes(shapes: Shapes) -> UNetLayout:
+    """How the blocks of a checkpoint's UNet are numbered. Raises KeyMismatchError for tensors that give no blocks."""
+    levels = _unet_levels(shapes)
+    return UNetLayout(levels[0].num_layers, tuple(level.depth > 0 for level in reversed(levels)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Baking LoRA-family files into a checkpoint, extracting and resizing LoRAs: the settings of these commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, Problem
+from .codec import load_settings
+from .field import option
+from .merge import name_problems
+
+NETWORKS_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeNetwork:
+    """One of the files that are baked in."""
+
+    path: str = option(help="A LoRA, LoCon, LoHa, LoKr, DoRA or full difference.")
+    strength: str = option(
+        "1",
+        help="A number, block weights (26 or 17; SDXL: 20 or 12), or entries such as '0.5, IN04-IN08=0.2, TE=0'.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeConfig:
+    """A checkpoint with LoRA-family files baked in."""
+
+    schema_version: int = option(
+        NETWORKS_SCHEMA_VERSION, help="Version of this format.", min=1, max=NETWORKS_SCHEMA_VERSION, advanced=True
+    )
+    name: str = option(help="Name of the result.")
+    base: str = option(help="The checkpoint: .safetensors, .ckpt or .pt.")
+    networks: tuple[BakeNetwork, ...] = option(
+        help="The files, in the order in which they are applied.", item=BakeNetwork, of_line=lambda path: {"path": path}
+    )
+    ignore_unknown: bool = option(False, help="Leave out layers the checkpoint does not have; they are listed.")
+    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
+    vae_dtype: str = option(
+        "keep", help="That of the VAE; keep: as it was.", choices=("keep", "fp16", "bf16", "fp32"), advanced=True
+    )
+    folder: str = option("outputs", help="Folder for the result; in a WebUI its checkpoint folder.")
+    overwrite: bool = option(False, help="Replace a file of the same name.")
+
+    def problems(self) -> list[Problem]:
+        """Mistakes that only several settings together make."""
+        missing = [] if self.networks else [Problem("networks", "are none; give one file or more")]
+        return [*missing, *name_problems(self.name)]
+
+
+def load_bake(table: Mapping[str, Any]) -> BakeConfig:
+    """Settings from a table. Raises ConfigError with every mistake."""
+    config: BakeConfig = load_settings(BakeConfig, table)
+    if problems := config.problems():
+        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
+    return config

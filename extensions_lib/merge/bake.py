@@ -1,0 +1,266 @@
+"""Baking LoRA-family files into a checkpoint: what the WebUI adds when it applies them, added for good.
+
+Files are applied one after the other, as the WebUI does; only a DoRA depends on that order. The checkpoint is read,
+changed in float32 and written tensor by tensor; the files themselves are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config.codec import dump
+from ..config.networks import BakeConfig
+from ..control import JobControl
+from ..errors import MergeError
+from ..events import Warned
+from ..formats.embedding import bundled_names
+from ..formats.lineage import HOST_MODELS, HOST_RECIPE
+from ..formats.network import LayerChange, read_network
+from ..formats.safetensors_io import DTYPES, TensorInfo, in_file_order, num_bytes
+from ..formats.tensor_file import TensorFile
+from ..models.sibling import sibling_path
+from .blocks import BLOCK_MAPS, BlockRatios, parse_ratios
+from .fit import POSITION_IDS
+from .layers import Place, layer_places
+from .models import Model, few, read_model
+from .plan import check_output, result_info
+from .progress import Emit, Progress
+from .recipe import PLACES, Parent, Recipe, host_models, modelspec
+from .work import is_finite, making_ahead, num_threads
+from .writing import HashOf, Merged, Writing, write_made
+
+OWN_BAKE = "train_studio.bake"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One file: the `changes` that are baked in, its header, its strength by tensor name."""
+
+    path: Path
+    changes: Mapping[str, LayerChange]
+    metadata: Mapping[str, str]
+    strength: BlockRatios
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one layer of a file adds to a tensor of the checkpoint; to the bias where `is_bias`."""
+
+    place: Place
+    change: LayerChange
+    strength: float
+    is_bias: bool = False
+
+    def apply(self, tensor: Tensor) -> None:
+        """Add it in place to the whole tensor of the checkpoint, float32."""
+        own = self.place.rows(tensor)
+        added = self.change.bias_delta(self.strength) if self.is_bias else self.change.delta(own, self.strength)
+        own += added.reshape(own.shape)
+
+
+@dataclass(frozen=True)
+class BakePlan:
+    """Files that fit: `infos` of the result, and the additions to each of its tensors, in order."""
+
+    config: BakeConfig
+    model: Model
+    networks: tuple[Network, ...]
+    output: Path
+    infos: dict[str, TensorInfo]
+    additions: dict[str, list[Addition]]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> list[Path]:
+        """The checkpoint, then the files."""
+        return [self.model.path, *(network.path for network in self.networks)]
+
+
+def plan_bake(config: BakeConfig) -> BakePlan:
+    """Read the files and the checkpoint's header, and decide. Nothing is written.
+
+    Raises MergeError when a file does not fit the checkpoint, naming the layers, FormatError and ModelError for files
+    that cannot be used, OutputError and DiskFullError when the result could not be written.
+    """
+    model = read_model(Path(config.base))
+    places, warnings = layer_places(model), []
+    networks, additions = [], {}
+    for entry in config.networks:
+        path = Path(entry.path)
+        with TensorFile(path) as file:
+            metadata = dict(file.metadata)
+        changes = read_network(path)
+        unknown = _check_fit(path, changes, places, model, ignore_unknown=config.ignore_unknown)
+        if unknown:
+            warnings.append(f"{path.name}: left out {len(unknown)} layers: {', '.join(unknown)}.")
+        if words := bundled_names(path):
+            warnings.append(f"{path.name} brings the words {', '.join(words)}, which no checkpoint can hold.")
+        strength = parse_ratios(entry.strength, BLOCK_MAPS[model.family], for_lora=True)
+        kept = {name: change for name, change in changes.items() if name not in unknown}
+        networks.append(Network(path, kept, metadata, strength))
+        _add(additions, networks[-1], places)
+    infos = {name: result_info(config, info, name) for name, info in model.infos.items()}
+    output = Path(config.folder) / f"{config.name}.safetensors"
+    plan = BakePlan(config, model, tuple(networks), output, infos, additions, tuple(warnings))
+    check_output(output, plan.sources, sum(map(num_bytes, infos.values())), overwrite=config.overwrite)
+    return plan
+
+
+def bake(
+    plan: BakePlan,
+    control: JobControl,
+    emit: Emit,
+    *,
+    hash_of: HashOf = lambda path: None,
+    recipe: Recipe | None = None,
+) -> Merged:
+    """Write the checkpoint; complete under its name, or nothing. Arguments and errors as `merge.execute.execute`."""
+    yaml = sibling_path(plan.model.path)
+    writing = Writing(
+        output=plan.output,
+        infos=plan.infos,
+        sources=plan.sources,
+        recipe_of=lambda parents: _recipe_of(plan, parents),
+        metadata_of=lambda made: _metadata(made, plan),
+        yaml=yaml if yaml.is_file() else None,
+        overwrite=plan.config.overwrite,
+    )
+    return write_made(
+        writing, lambda files: _tensors(plan, files[0], control, emit), control, emit, hash_of=hash_of, recipe=recipe
+    )
+
+
+def _check_fit(
+    path: Path, changes: Mapping[str, LayerChange], places: Mapping[str, Place], model: Model, *, ignore_unknown: bool
+) -> list[str]:
+    """The layers that the checkpoint does not have. Raises MergeError for them, unless they are to be ignored, and for
+    layers of another shape or with numbers that are not finite.
+    """
+    unknown = [name for name in changes if name not in places]
+    if len(unknown) == len(changes) or (unknown and not ignore_unknown):
+        raise MergeError(
+            f"{path.name} has {len(unknown)} of {len(changes)} layers that {model.path.name} ({model.family}) "
+            f"does not have: {', '.join(unknown)}.",
+            "Choose a file made for this family of models"
+            + ("." if len(unknown) == len(changes) else ", or allow unknown layers to be left out."),
+        )
+    known = [name for name in changes if name in places]
+    wrong = [name for name in known if not _fits(changes[name], places[name])]
+    if wrong:
+        raise MergeError(
+            f"{path.name} does not fit {model.path.name}: {len(wrong)} layers have another shape ({few(wrong)}).",
+            "Choose a file made for this family of models.",
+        )
+    broken = [name for name in known if not changes[name].is_finite]
+    if broken:
+        raise MergeError(f"{path.name} holds NaN or infinite values in {few(broken)}.", "Use another copy of it.")
+    return unknown
+
+
+def _fits(change: LayerChange, place: Place) -> bool:
+    bias = change.bias_delta()
+    return change.fits(place.shape) and (bias is None or (place.bias is not None and bias.numel() == place.shape[0]))
+
+
+def _add(additions: dict[str, list[Addition]], network: Network, places: Mapping[str, Place]) -> None:
+    for name, change in network.changes.items():
+        place = places[name]
+        strength = network.strength.ratio(place.weight)
+        if not strength:
+            continue
+        additions.setdefault(place.weight, []).append(Addition(place, change, strength))
+        if change.bias_delta() is not None:
+            bias_strength = network.strength.ratio(place.bias)
+            additions.setdefault(place.bias, []).append(Addition(place, change, bias_strength, is_bias=True))
+
+
+def _tensors(plan: BakePlan, file: TensorFile, control: JobControl, emit: Emit) -> Iterator[tuple[str, Tensor]]:
+    for warning in plan.warnings:
+        emit(Warned(text=warning))
+    reading = threading.Lock()
+
+    def make(name: str) -> Tensor:
+        with reading:
+            tensor = plan.model.read(file, name)
+        return _baked(plan, name, tensor)
+
+    names = list(in_file_order(plan.infos))
+    progress = Progress("bake", len(names), control, emit)
+    with making_ahead(make, names, num_threads()) as take:
+        for name in names:
+            tensor = take(name)
+            progress.advance()
+            yield name, tensor
+
+
+def _baked(plan: BakePlan, name: str, tensor: Tensor) -> Tensor:
+    info = plan.infos[name]
+    if POSITION_IDS.search(name):
+        return torch.arange(info.shape[-1]).expand(info.shape).contiguous()
+    result = tensor
+    if additions := plan.additions.get(name):
+        result = tensor.to(torch.float32, copy=True)
+        for addition in additions:
+            addition.apply(result)
+    result = result.to(DTYPES[info.dtype])
+    if not is_finite(result):
+        raise _not_finite(plan, name, is_too_large=is_finite(tensor))
+    return result
+
+
+def _not_finite(plan: BakePlan, name: str, *, is_too_large: bool) -> MergeError:
+    if is_too_large:
+        return MergeError(
+            f"Nothing was written: the tensor {name} became too large for {plan.config.dtype}.",
+            "Choose smaller strengths, or bf16 or fp32.",
+        )
+    return MergeError(
+        f"Nothing was written: the tensor {name} of {plan.model.path.name} holds NaN or infinite values.",
+        "Use another copy of this model.",
+    )
+
+
+def _recipe_of(plan: BakePlan, parents: Sequence[Parent]) -> Recipe:
+    settings = {key: value for key, value in dump(plan.config).items() if key not in PLACES}
+    base, *files = parents
+    settings["base"] = base.name
+    settings["networks"] = [
+        {**entry, "path": parent.name} for entry, parent in zip(settings["networks"], files, strict=True)
+    ]
+    return Recipe(settings, tuple(parents))
+
+
+def _metadata(recipe: Recipe, plan: BakePlan) -> dict[str, str]:
+    headers = [plan.model.metadata, *(network.metadata for network in plan.networks)]
+    hashes = [parent.sha256 for parent in recipe.models]
+    settings = recipe.settings
+    host = {
+        "type": "train_studio",
+        "primary_model_hash": hashes[0],
+        "secondary_model_hash": None,
+        "tertiary_model_hash": None,
+        "interp_method": "Bake LoRA",
+        "multiplier": " | ".join(entry["strength"] for entry in settings["networks"]),
+        "save_as_half": settings["dtype"] == "fp16",
+        "custom_name": settings["name"],
+        "config_source": 0,
+        "bake_in_vae": "None",
+        "discard_weights": "",
+        "is_inpainting": "inpainting" in plan.model.recognised.variant,
+        "is_instruct_pix2pix": "instruct-pix2pix" in plan.model.recognised.variant,
+        "model_hashes": hashes,
+    }
+    return {
+        "format": "pt",
+        HOST_RECIPE: json.dumps(host, ensure_ascii=False),
+        HOST_MODELS: json.dumps(host_models(recipe.parents, headers), ensure_ascii=False),
+        OWN_BAKE: recipe.to_json(),
+        **modelspec(recipe, plan.model),
+    }
