@@ -10,11 +10,11 @@ METHOD_WORDS = {
     "hypernetwork": "Hypernetwork",
 }
 METHOD_TEXTS = {
-    "lora": "LoRA: learns a person, an object or a style best; called with <lora:name:1>.",
-    "textual_inversion": "Embedding: a new word in a tiny file; can only mix what the checkpoint already knows.",
-    "pivotal": "LoRA with a word of its own: the new word is trained too and is in the same file.",
-    "dreambooth": "Checkpoint: the whole model, gigabytes; learns most, and is selected rather than called.",
-    "hypernetwork": "Hypernetwork: an older kind, for styles; called with <hypernet:name:1>.",
+    "lora": "LoRA: right for most; <lora:name:1> in the prompt.",
+    "textual_inversion": "Embedding: a word, tiny, mixes what the checkpoint knows.",
+    "pivotal": "LoRA with a word of its own: both in one file.",
+    "dreambooth": "Checkpoint: the whole model, gigabytes, learns most.",
+    "hypernetwork": "Hypernetwork: an older kind, for styles.",
 }
 PURPOSES = {
     "lora_character": "Person or character",
