@@ -1,16 +1,16 @@
-"""The commands for files of the LoRA family: bake."""
+"""The commands for files of the LoRA family: bake, extract."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ..config.codec import read_table
-from ..config.networks import BakeConfig, load_bake
+from ..config.networks import BakeConfig, ExtractConfig, load_bake, load_extract
 from ..events import EventStream
 from .console import ConsoleDisplay
 from .flags import add_setting_flags, given_settings
@@ -18,6 +18,7 @@ from .interrupt import interruptible
 from .merging import STOPPING, say_written
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+_MB = 1e6
 
 
 def add_network_commands(command: AddCommand) -> None:
@@ -27,6 +28,10 @@ def add_network_commands(command: AddCommand) -> None:
     bake.add_argument("--strengths", nargs="+", default=[], help="one for each file", metavar="STRENGTH")
     bake.add_argument("--settings", type=Path, help="a file (.toml or .json) with settings; flags win over it")
     add_setting_flags(bake, BakeConfig)
+    extract = command("extract", _extract, "Make a LoRA of the difference of two checkpoints.")
+    extract.add_argument("base", help="the checkpoint the LoRA will be used with")
+    extract.add_argument("tuned", help="the checkpoint whose difference from it is wanted")
+    add_setting_flags(extract, ExtractConfig, skip=("base", "tuned"))
 
 
 def _bake(options: argparse.Namespace) -> int:
@@ -52,3 +57,20 @@ def _bake_table(options: argparse.Namespace) -> dict[str, Any]:
             network["strength"] = strength
         table["networks"] = networks
     return table
+
+
+def _extract(options: argparse.Namespace) -> int:
+    given = given_settings(options, ExtractConfig, skip=("base", "tuned"))
+    config = load_extract({**given, "base": options.base, "tuned": options.tuned})
+    from ..merge.extract import extract
+
+    with interruptible(STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
+        reduced = extract(config, control, EventStream("extract", (display,)).emit)
+    _say_reduced(reduced.path, reduced.error, reduced.ranks)
+    return 0
+
+
+def _say_reduced(path: Path, error: float, ranks: Sequence[int]) -> None:
+    spread = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{max(ranks)}"
+    print(f"written: {path} ({path.stat().st_size / _MB:.1f} MB), {len(ranks)} layers of rank {spread}")
+    print(f"left out: {100 * error:.2f} % of the difference's length")

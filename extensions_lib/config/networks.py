@@ -57,3 +57,50 @@ def load_bake(table: Mapping[str, Any]) -> BakeConfig:
     if problems := config.problems():
         raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
     return config
+
+
+# How many directions of a layer are kept: at most `rank`; by all but the first only what `threshold` asks for.
+CRITERIA = ("rank", "ratio", "cumulative", "frobenius", "energy")
+_CRITERION_HELP = (
+    "How many directions a layer keeps. rank: that many; ratio: those at least 1 / threshold of the largest; "
+    "cumulative, frobenius, energy: the fewest that hold this share of the sum of sizes, of their length, of their "
+    "squares."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """A LoRA with the difference of two checkpoints."""
+
+    schema_version: int = option(
+        NETWORKS_SCHEMA_VERSION, help="Version of this format.", min=1, max=NETWORKS_SCHEMA_VERSION, advanced=True
+    )
+    name: str = option(help="Name of the result.")
+    base: str = option(help="The checkpoint that the LoRA will be used with.")
+    tuned: str = option(help="The checkpoint whose difference from it is wanted.")
+    rank: int = option(32, help="Directions per layer, at most.", min=1, max=1024)
+    criterion: str = option("rank", help=_CRITERION_HELP, choices=CRITERIA)
+    threshold: float = option(
+        0.0, help="For the criterion: a ratio of 1 or more, or a share up to 1. None for rank.", min=0.0
+    )
+    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
+    folder: str = option("outputs", help="Folder for the result; in a WebUI its LoRA folder.")
+    overwrite: bool = option(False, help="Replace a file of the same name.")
+
+    def problems(self) -> list[Problem]:
+        """Mistakes that only several settings together make."""
+        return [*_about_threshold(self.criterion, self.threshold), *name_problems(self.name)]
+
+
+def load_extract(table: Mapping[str, Any]) -> ExtractConfig:
+    """Settings from a table. Raises ConfigError with every mistake."""
+    config: ExtractConfig = load_settings(ExtractConfig, table)
+    if problems := config.problems():
+        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
+    return config
+
+
+def _about_threshold(criterion: str, threshold: float) -> list[Problem]:
+    accepted = {"rank": "0", "ratio": "1 or more"}.get(criterion, "above 0 and at most 1")
+    fits = {"rank": threshold == 0, "ratio": threshold >= 1}.get(criterion, 0 < threshold <= 1)
+    return [] if fits else [Problem("threshold", f"is {threshold:g}; for {criterion} it must be {accepted}")]

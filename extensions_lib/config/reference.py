@@ -11,7 +11,7 @@ from .field import Setting, settings_of
 from .job import TrainJobConfig
 from .merge import MergeConfig, MergeModel
 from .methods import METHOD_CONFIGS
-from .networks import BakeConfig, BakeNetwork
+from .networks import BakeConfig, BakeNetwork, ExtractConfig
 from .presets import (
     AUTO,
     FAMILY_NAMES,
@@ -47,6 +47,7 @@ def _sections() -> Iterator[tuple[str, type, str]]:
     yield "Entries of models", MergeModel, ""
     yield "Bake", BakeConfig, ""
     yield "Entries of networks", BakeNetwork, ""
+    yield "Extract", ExtractConfig, ""
 
 
 def _table(cls: type, prefix: str) -> str:

@@ -209,9 +209,9 @@ def _baked(plan: BakePlan, name: str, tensor: Tensor) -> Tensor:
         result = tensor.to(torch.float32, copy=True)
         for addition in additions:
             addition.apply(result)
-    result = result.to(DTYPES[info.dtype])
+    result = result.to(DTYPES[info.dtype]).contiguous()
     if not is_finite(result):
-        raise _not_finite(plan, name, is_too_large=is_finite(tensor))
+        raise _not_finite(plan, name, is_too_large=is_finite(tensor.contiguous()))
     return result
 
 

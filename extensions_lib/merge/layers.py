@@ -25,7 +25,7 @@ class Place:
 
     `shape` is that of the layer's own weight. Where `third` is a number, the checkpoint's tensors hold three layers one
     below the other, of which this is 0, 1 or 2; where `is_transposed`, the checkpoint has the weight's transpose.
-    `has_factors`: a linear layer or convolution, which the WebUI changes by the factors of a LoRA.
+    `has_factors`: a linear layer or convolution in use, which the WebUI changes by the factors of a LoRA.
     """
 
     layer: str
@@ -76,7 +76,8 @@ def _text_places(model: Model, kind: TextEncoderKind) -> Iterator[Place]:
             layer = lora_layer_name(name.removesuffix(_WEIGHT), kind.part, model.family)
             place = _place(model, layer, kind.prefix + bare, own)
             is_table = "_embedding" in name or name.startswith("text_projection")
-            place = replace(place, has_factors=place.has_factors and not is_table)
+            is_unused = bool(re.search(rf"\.layers\.{num_layers - 1}\.", name)) and kind.num_unused_layers > 0
+            place = replace(place, has_factors=place.has_factors and not (is_table or is_unused))
             if ".attn.in_proj_" in bare:
                 place = replace(place, third=third)
             yield replace(place, is_transposed=bare == "text_projection")

@@ -20,7 +20,7 @@ from .catalogue import Ratios
 from .fit import POSITION_IDS, check_families, check_part, label, merged_channels, plain_shape
 from .models import PART_TITLES, PARTS, VAE_PREFIX, Model, VaeFile, few, part_of, read_model, read_vae
 
-_FILE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+FILE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 _HEADER_ROOM = 4 << 20
 _GB = 1e9
 
@@ -161,7 +161,7 @@ def result_info(formats: Formats, info: TensorInfo, name: str) -> TensorInfo:
     wanted = formats.vae_dtype if name.startswith(VAE_PREFIX) else formats.dtype
     if wanted == "keep" or not info.dtype.startswith(("F", "BF")):
         return info
-    return replace(info, dtype=_FILE_DTYPES[wanted])
+    return replace(info, dtype=FILE_DTYPES[wanted])
 
 
 class _ratio_maker:

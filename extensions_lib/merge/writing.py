@@ -76,7 +76,7 @@ def write_made(
             if recipe is not None:
                 return recipe
             hashes = [sha256 or _sha256(file, control, emit) for sha256, file in zip(known, files, strict=True)]
-            return writing.recipe_of([_parent(path, sha256) for path, sha256 in zip(paths, hashes, strict=True)])
+            return writing.recipe_of([parent_of(path, sha256) for path, sha256 in zip(paths, hashes, strict=True)])
 
         def final_metadata() -> dict[str, str]:
             written.append(final_recipe())
@@ -105,14 +105,15 @@ def opened(paths: Sequence[Path], hashed: Sequence[bool]) -> Iterator[list[Tenso
         ]
 
 
-def _parent(path: Path, sha256: str) -> Parent:
+def parent_of(path: Path, sha256: str) -> Parent:
+    """A file as a recipe names it."""
     return Parent(path.name, sha256, autov1(path), path.stat().st_size)
 
 
 def _longest_metadata(writing: Writing, recipe: Recipe | None) -> dict[str, str]:
     """As long as the metadata will be or longer: every model counts, with a hash unlike all others."""
     if recipe is None:
-        recipe = writing.recipe_of([_parent(path, "") for path in writing.sources])
+        recipe = writing.recipe_of([parent_of(path, "") for path in writing.sources])
     first, *others = [replace(parent, sha256=f"{index:064}") for index, parent in enumerate(recipe.parents)]
     models, vae = ([first, *others[:-1]], others[-1]) if recipe.vae else ([first, *others], None)
     return writing.metadata_of(replace(recipe, models=tuple(models), vae=vae))

@@ -1,4 +1,4 @@
-"""bake on the command line."""
+"""bake and extract on the command line."""
 
 from __future__ import annotations
 
@@ -43,3 +43,15 @@ def test_mistakes(network: Path, family_models: FamilyModels, capsys: pytest.Cap
     assert "networks: is missing" in capsys.readouterr().err
     assert main(["bake", str(network), "--base", str(family_models["sdxl"]), "--name", "x"]) == 4
     assert f"does not have: {LAYER}" in capsys.readouterr().err
+
+
+def test_extract(
+    tmp_path: Path, network: Path, family_models: FamilyModels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, folder = str(family_models["sd1"]), ["--folder", str(tmp_path)]
+    assert main(["bake", str(network), "--base", base, "--name", "baked", "--dtype", "fp32", *folder]) == 0
+    command = ["extract", base, str(tmp_path / "baked.safetensors"), "--name", "found", "--rank", "1", *folder]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "1 layers of rank 1" in said and "left out: 0.0" in said
+    assert main(command) == 6

@@ -10,10 +10,15 @@ import pytest
 import torch
 
 from extensions_lib.config.merge import load_merge
+from extensions_lib.config.networks import load_bake
 from extensions_lib.control import JobControl
+from extensions_lib.events import Event
+from extensions_lib.formats.network import network_tensors
 from extensions_lib.formats.safetensors_io import write_atomic
-from extensions_lib.merge.execute import Merged, execute
+from extensions_lib.merge.bake import bake, plan_bake
+from extensions_lib.merge.execute import execute
 from extensions_lib.merge.plan import plan_merge
+from extensions_lib.merge.writing import Merged
 
 UNET = "model.diffusion_model."
 SHAPES = {
@@ -63,3 +68,30 @@ def merge(tmp_path: Path) -> Callable[..., Merged]:
         return execute(plan_merge(config), JobControl(), lambda event: event)
 
     return run
+
+
+@pytest.fixture
+def baking(tmp_path: Path) -> Callable[..., Merged]:
+    """baking(base, files, ...) -> what was written, in float32."""
+
+    def run(base: Path, *networks: Any, events: list[Event] | None = None, **settings: Any) -> Merged:
+        entries = [{"path": str(each)} if isinstance(each, Path) else each for each in networks]
+        table = {"name": base.stem, "base": str(base), "networks": entries, "folder": str(tmp_path / "out")}
+        plan = plan_bake(load_bake({**table, "dtype": "fp32", **settings}))
+        return bake(plan, JobControl(), (events if events is not None else []).append)
+
+    return run
+
+
+def small_lora(folder: Path, name: str, *layers: tuple[str, int, int], seed: int = 0) -> Path:
+    """A LoRA of rank 2 with layers (name, outputs, inputs)."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        layer: {
+            "lora_up.weight": torch.randn(outputs, 2, generator=generator),
+            "lora_down.weight": torch.randn(2, inputs, generator=generator),
+            "alpha": torch.tensor(1.0),
+        }
+        for layer, outputs, inputs in layers
+    }
+    return write_atomic(folder / name, network_tensors(tensors, torch.float32), {"modelspec.title": name})

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from extensions_lib.config.networks import load_bake
+from extensions_lib.config.networks import load_extract
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, MergeError, OutputError
 from extensions_lib.events import Event, Warned
 from extensions_lib.formats.keys import lora_layer_name
 from extensions_lib.formats.lineage import lineage
 from extensions_lib.formats.metadata import ArtefactInfo
-from extensions_lib.formats.network import network_tensors, read_network
+from extensions_lib.formats.network import read_network
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
-from extensions_lib.merge.bake import bake, plan_bake
+from extensions_lib.merge.extract import extract
 from extensions_lib.merge.layers import layer_places
 from extensions_lib.merge.models import read_model
 from extensions_lib.merge.rebuild import rebuild
@@ -33,6 +33,7 @@ from extensions_lib.models.text import batch_chunks, encode_prompts
 from extensions_lib.practice.families import CLIP_FOLDER
 
 from ..model_families import FamilyModels
+from .conftest import small_lora
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -70,33 +71,6 @@ def trained(bundle: ModelBundle, folder: Path, **settings: Any) -> tuple[Path, l
         return write_atomic(folder / "net.safetensors", exported.tensors, {}), outcome(bundle)
 
 
-@pytest.fixture
-def baking(tmp_path: Path) -> Callable[..., Merged]:
-    """baking(base, files, ...) -> what was written, in float32."""
-
-    def run(base: Path, *networks: Any, events: list[Event] | None = None, **settings: Any) -> Merged:
-        entries = [{"path": str(each)} if isinstance(each, Path) else each for each in networks]
-        table = {"name": base.stem, "base": str(base), "networks": entries, "folder": str(tmp_path / "out")}
-        plan = plan_bake(load_bake({**table, "dtype": "fp32", **settings}))
-        return bake(plan, JobControl(), (events if events is not None else []).append)
-
-    return run
-
-
-def small_lora(folder: Path, name: str, *layers: tuple[str, int, int], seed: int = 0) -> Path:
-    """A LoRA of rank 2 with layers (name, outputs, inputs)."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        layer: {
-            "lora_up.weight": torch.randn(outputs, 2, generator=generator),
-            "lora_down.weight": torch.randn(2, inputs, generator=generator),
-            "alpha": torch.tensor(1.0),
-        }
-        for layer, outputs, inputs in layers
-    }
-    return write_atomic(folder / name, network_tensors(tensors, torch.float32), {"modelspec.title": name})
-
-
 @pytest.mark.parametrize("kind", SETTINGS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bake_equals_apply(
@@ -112,6 +86,22 @@ def test_bake_equals_apply(
     for own, wanted, without in zip(found, expected, before, strict=True):
         difference = (wanted - without).abs().max()
         assert difference > 1e-2 and (own - wanted).abs().max() < 2e-4 * max(1.0, float(wanted.abs().max()))
+
+
+def test_extract_finds_every_layer_that_was_baked(
+    family_models: FamilyModels, baking: Callable[..., Merged], tmp_path: Path
+) -> None:
+    """3x3 convolutions, thirds of OpenCLIP's matrices and all: rank 2 is found again, and bakes to the same file."""
+    base = family_models["sdxl"]
+    path, _ = trained(load_bundle(base), tmp_path, conv_rank=2)
+    tuned = baking(base, path, name="tuned").path
+    table = {"name": "found", "base": str(base), "tuned": str(tuned), "folder": str(tmp_path), "dtype": "fp32"}
+    found = extract(load_extract({**table, "rank": 2}), JobControl(), lambda event: event)
+    assert found.error < 1e-3
+    assert {name for name, change in read_network(path).items() if not change.is_zero} == set(read_network(found.path))
+    again = read_tensors(baking(base, found.path, name="again").path)
+    for name, tensor in read_tensors(tuned).items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
