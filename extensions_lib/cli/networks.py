@@ -1,4 +1,4 @@
-"""The commands for files of the LoRA family: bake, extract."""
+"""The commands for files of the LoRA family: bake, extract, resize."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.codec import read_table
-from ..config.networks import BakeConfig, ExtractConfig, load_bake, load_extract
+from ..config.networks import BakeConfig, ExtractConfig, ResizeConfig, load_bake, load_extract, load_resize
 from ..events import EventStream
 from .console import ConsoleDisplay
 from .flags import add_setting_flags, given_settings
@@ -32,6 +32,9 @@ def add_network_commands(command: AddCommand) -> None:
     extract.add_argument("base", help="the checkpoint the LoRA will be used with")
     extract.add_argument("tuned", help="the checkpoint whose difference from it is wanted")
     add_setting_flags(extract, ExtractConfig, skip=("base", "tuned"))
+    resize = command("resize", _resize, "Make a LoRA smaller: fewer directions a layer.")
+    resize.add_argument("network", metavar="FILE", help="the LoRA or LoCon")
+    add_setting_flags(resize, ResizeConfig, skip=("network",))
 
 
 def _bake(options: argparse.Namespace) -> int:
@@ -66,6 +69,17 @@ def _extract(options: argparse.Namespace) -> int:
 
     with interruptible(STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
         reduced = extract(config, control, EventStream("extract", (display,)).emit)
+    _say_reduced(reduced.path, reduced.error, reduced.ranks)
+    return 0
+
+
+def _resize(options: argparse.Namespace) -> int:
+    given = given_settings(options, ResizeConfig, skip=("network",))
+    config = load_resize({**given, "network": options.network})
+    from ..merge.resize import resize
+
+    with interruptible(STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
+        reduced = resize(config, control, EventStream("resize", (display,)).emit)
     _say_reduced(reduced.path, reduced.error, reduced.ranks)
     return 0
 

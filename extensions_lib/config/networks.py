@@ -100,6 +100,37 @@ def load_extract(table: Mapping[str, Any]) -> ExtractConfig:
     return config
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResizeConfig:
+    """A LoRA with fewer directions."""
+
+    schema_version: int = option(
+        NETWORKS_SCHEMA_VERSION, help="Version of this format.", min=1, max=NETWORKS_SCHEMA_VERSION, advanced=True
+    )
+    name: str = option(help="Name of the result.")
+    network: str = option(help="The LoRA or LoCon.")
+    rank: int = option(16, help="Directions per layer, at most.", min=1, max=1024)
+    criterion: str = option("rank", help=_CRITERION_HELP, choices=CRITERIA)
+    threshold: float = option(
+        0.0, help="For the criterion: a ratio of 1 or more, or a share up to 1. None for rank.", min=0.0
+    )
+    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
+    folder: str = option("outputs", help="Folder for the result; in a WebUI its LoRA folder.")
+    overwrite: bool = option(False, help="Replace a file of the same name.")
+
+    def problems(self) -> list[Problem]:
+        """Mistakes that only several settings together make."""
+        return [*_about_threshold(self.criterion, self.threshold), *name_problems(self.name)]
+
+
+def load_resize(table: Mapping[str, Any]) -> ResizeConfig:
+    """Settings from a table. Raises ConfigError with every mistake."""
+    config: ResizeConfig = load_settings(ResizeConfig, table)
+    if problems := config.problems():
+        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
+    return config
+
+
 def _about_threshold(criterion: str, threshold: float) -> list[Problem]:
     accepted = {"rank": "0", "ratio": "1 or more"}.get(criterion, "above 0 and at most 1")
     fits = {"rank": threshold == 0, "ratio": threshold >= 1}.get(criterion, 0 < threshold <= 1)

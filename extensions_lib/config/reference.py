@@ -11,7 +11,7 @@ from .field import Setting, settings_of
 from .job import TrainJobConfig
 from .merge import MergeConfig, MergeModel
 from .methods import METHOD_CONFIGS
-from .networks import BakeConfig, BakeNetwork, ExtractConfig
+from .networks import BakeConfig, BakeNetwork, ExtractConfig, ResizeConfig
 from .presets import (
     AUTO,
     FAMILY_NAMES,
@@ -48,6 +48,7 @@ def _sections() -> Iterator[tuple[str, type, str]]:
     yield "Bake", BakeConfig, ""
     yield "Entries of networks", BakeNetwork, ""
     yield "Extract", ExtractConfig, ""
+    yield "Resize", ResizeConfig, ""
 
 
 def _table(cls: type, prefix: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,22 +23,13 @@ from .layers import Place, layer_places
 from .models import Model, read_model
 from .plan import FILE_DTYPES, check_output
 from .progress import Emit, Progress, hash_with_progress
-from .ranks import Lengths, RankChoice, factors_of, lora_layer
+from .ranks import Lengths, RankChoice, Reduced, factors_of, lora_layer
 from .recipe import PLACES, Parent
 from .work import is_finite
 from .writing import HashOf, parent_of
 
 OWN_EXTRACT = "train_studio.extract"
 _PARTS = ("unet", "text_encoder")
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """The written LoRA, the share of the difference that it leaves out (0 to 1), and the ranks of its layers."""
-
-    path: Path
-    error: float
-    ranks: tuple[int, ...]
 
 
 def extract(config: ExtractConfig, control: JobControl, emit: Emit, *, hash_of: HashOf = lambda path: None) -> Reduced:

@@ -6,6 +6,7 @@ The criteria are those of sd-scripts' `resize_lora.py`, and 'energy'.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,14 +31,25 @@ class RankChoice:
         return max(1, min(self.rank, len(sizes), self._wanted(sizes.double())))
 
     def _wanted(self, sizes: Tensor) -> int:
-        if self.criterion == "rank" or not sizes.any():
+        if self.criterion == "rank":
             return self.rank
+        if not sizes.any():
+            return 1
         if self.criterion == "ratio":
             return int((sizes >= sizes[0] / self.threshold).sum())
         parts = sizes if self.criterion == "cumulative" else sizes.square()
         share = self.threshold**2 if self.criterion == "frobenius" else self.threshold
         reached = parts.cumsum(0) / parts.sum() >= share - _ROUNDING
         return int(reached.int().argmax()) + 1
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The written LoRA, the share of the difference that it leaves out (0 to 1), and the ranks of its layers."""
+
+    path: Path
+    error: float
+    ranks: tuple[int, ...]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""bake and extract on the command line."""
+"""bake, extract and resize on the command line."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ def test_extract(
     said = capsys.readouterr().out
     assert "1 layers of rank 1" in said and "left out: 0.0" in said
     assert main(command) == 6
+
+
+def test_resize(tmp_path: Path, network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["resize", str(network), "--name", "small", "--rank", "1", "--folder", str(tmp_path)]
+    assert main(command) == 0
+    assert "1 layers of rank 1" in capsys.readouterr().out and (tmp_path / "small.safetensors").is_file()
+    assert main([*command, "--criterion", "ratio"]) == 2
+    assert "threshold: is 0; for ratio it must be 1 or more" in capsys.readouterr().err

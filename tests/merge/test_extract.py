@@ -15,10 +15,10 @@ from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, MergeError
 from extensions_lib.formats.lora import read_lora
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
-from extensions_lib.merge.extract import OWN_EXTRACT, Reduced, extract
+from extensions_lib.merge.extract import OWN_EXTRACT, extract
 from extensions_lib.merge.layers import layer_places
 from extensions_lib.merge.models import read_model
-from extensions_lib.merge.ranks import RankChoice, factors_of, factors_of_product
+from extensions_lib.merge.ranks import RankChoice, Reduced, factors_of, factors_of_product
 from extensions_lib.merge.writing import Merged
 
 from ..model_families import FamilyModels
