@@ -69,15 +69,13 @@ _CRITERION_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """A LoRA with the difference of two checkpoints."""
+class _LowRankConfig:
+    """A LoRA of the directions of each layer that say most."""
 
     schema_version: int = option(
         NETWORKS_SCHEMA_VERSION, help="Version of this format.", min=1, max=NETWORKS_SCHEMA_VERSION, advanced=True
     )
     name: str = option(help="Name of the result.")
-    base: str = option(help="The checkpoint that the LoRA will be used with.")
-    tuned: str = option(help="The checkpoint whose difference from it is wanted.")
     rank: int = option(32, help="Directions per layer, at most.", min=1, max=1024)
     criterion: str = option("rank", help=_CRITERION_HELP, choices=CRITERIA)
     threshold: float = option(
@@ -92,6 +90,14 @@ class ExtractConfig:
         return [*_about_threshold(self.criterion, self.threshold), *name_problems(self.name)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(_LowRankConfig):
+    """A LoRA with the difference of two checkpoints."""
+
+    base: str = option(help="The checkpoint that the LoRA will be used with.")
+    tuned: str = option(help="The checkpoint whose difference from it is wanted.")
+
+
 def load_extract(table: Mapping[str, Any]) -> ExtractConfig:
     """Settings from a table. Raises ConfigError with every mistake."""
     config: ExtractConfig = load_settings(ExtractConfig, table)
@@ -101,26 +107,11 @@ def load_extract(table: Mapping[str, Any]) -> ExtractConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResizeConfig:
+class ResizeConfig(_LowRankConfig):
     """A LoRA with fewer directions."""
 
-    schema_version: int = option(
-        NETWORKS_SCHEMA_VERSION, help="Version of this format.", min=1, max=NETWORKS_SCHEMA_VERSION, advanced=True
-    )
-    name: str = option(help="Name of the result.")
     network: str = option(help="The LoRA or LoCon.")
     rank: int = option(16, help="Directions per layer, at most.", min=1, max=1024)
-    criterion: str = option("rank", help=_CRITERION_HELP, choices=CRITERIA)
-    threshold: float = option(
-        0.0, help="For the criterion: a ratio of 1 or more, or a share up to 1. None for rank.", min=0.0
-    )
-    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
-    folder: str = option("outputs", help="Folder for the result; in a WebUI its LoRA folder.")
-    overwrite: bool = option(False, help="Replace a file of the same name.")
-
-    def problems(self) -> list[Problem]:
-        """Mistakes that only several settings together make."""
-        return [*_about_threshold(self.criterion, self.threshold), *name_problems(self.name)]
 
 
 def load_resize(table: Mapping[str, Any]) -> ResizeConfig:
