@@ -123,7 +123,7 @@ def cpu_seconds() -> float:
 
 def run_one(what: str, sources: list[Path], target: Path, with_hashes: bool) -> dict[str, float]:
     """Do one thing and measure: seconds, those of the processors, and bytes above the interpreter with its imports."""
-    from extensions_lib.config.merge import load_merge
+    from extensions_lib.config.tools import load_tool
     from extensions_lib.control import JobControl
     from extensions_lib.merge.execute import execute
     from extensions_lib.merge.plan import plan_merge
@@ -135,7 +135,7 @@ def run_one(what: str, sources: list[Path], target: Path, with_hashes: bool) -> 
     elif what == "same bytes":
         work = lambda: copy(sources, target)  # noqa: E731
     else:
-        plan = plan_merge(load_merge({**table, "formula": what}))
+        plan = plan_merge(load_tool("merge", {**table, "formula": what}))
         hash_of = (lambda path: None) if with_hashes else (lambda path: "0" * 64)
         work = lambda: execute(plan, JobControl(), lambda event: event, hash_of=hash_of)  # noqa: E731
     before, cpu_before, start = peak_bytes(), cpu_seconds(), time.monotonic()

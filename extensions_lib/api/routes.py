@@ -70,12 +70,8 @@ class Routes:
                 unreadable[name] = error.message
         known = read_word({"family": family}, "family", (AUTO, *FAMILY_NAMES))
         found = {name: preset_values(name, known) for name in PRESETS}
-        reasons = {
-            name: {path: each.reason for path, each in preset_reasons(name, known).items()} for name in PRESETS
-        }
-        return self._answer(
-            {"presets": found, "reasons": reasons, "user_presets": usable, "unreadable": unreadable}
-        )
+        reasons = {name: {path: each.reason for path, each in preset_reasons(name, known).items()} for name in PRESETS}
+        return self._answer({"presets": found, "reasons": reasons, "user_presets": usable, "unreadable": unreadable})
 
     def settings(self) -> Response:
         """The JSON schema of a job: every setting with type, default, range, choices, unit and meaning."""

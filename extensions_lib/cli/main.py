@@ -33,8 +33,7 @@ from ..errors import (
 )
 from .console import ConsoleDisplay
 from .interrupt import interruptible
-from .merging import add_merge_commands
-from .networks import add_network_commands
+from .tools import add_tool_commands
 
 if TYPE_CHECKING:
     from ..jobs.run import Outcome
@@ -99,8 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     like.add_argument("file", type=Path, help="LoRA, embedding, job file, sd-scripts .toml or OneTrainer .json")
     like.add_argument("--num-pictures", type=int, help="how many you have, for settings that are counted in epochs")
     like.add_argument("--output", type=Path, help="the job file to write; without it: the screen")
-    add_merge_commands(command)
-    add_network_commands(command)
+    add_tool_commands(command)
     init = command("init", _init, "Print a commented job file for a method.")
     init.add_argument("method", choices=tuple(METHOD_CONFIGS))
     init.add_argument("--family", choices=(AUTO, *FAMILY_NAMES), default=AUTO, help="of the base model")

@@ -222,7 +222,8 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _check_name(path: str, name: str) -> list[Problem]:
+def name_problems(path: str, name: str) -> list[Problem]:
+    """What is wrong with the name of a file to be; `path` is the setting that gives it."""
     if name.strip(" .") and name == name.strip() and not any(sign in FORBIDDEN_IN_NAMES for sign in name):
         return []
     return [Problem(path, f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}")]
@@ -234,7 +235,7 @@ def _check_words(job: TrainJobConfig) -> list[Problem]:
     if not isinstance(method, EmbeddingConfig):
         return []
     further = {f"method.further_words[{index}].word": each.word for index, each in enumerate(method.further_words)}
-    problems = [problem for path, word in further.items() for problem in _check_name(path, word)]
+    problems = [problem for path, word in further.items() for problem in name_problems(path, word)]
     problems += _check_different(job.trigger_word, further)
     if isinstance(method, PivotalConfig):
         problems += _check_bundle(method.embedding_files, {"dataset.trigger_word": job.trigger_word, **further})
@@ -257,7 +258,7 @@ def _check_bundle(embedding_files: str, words: Mapping[str, str]) -> list[Proble
     problems = []
     for path, word in words.items():
         if embedding_files != "bundled" and path == "dataset.trigger_word":
-            problems += _check_name(path, word)
+            problems += name_problems(path, word)
         if embedding_files != "beside" and "." in word:
             problems.append(
                 Problem(path, f"is {word!r}; a word inside a LoRA has no dot. Use another, or embedding_files = beside")
@@ -267,7 +268,7 @@ def _check_bundle(embedding_files: str, words: Mapping[str, str]) -> list[Proble
 
 def _check_together(job: TrainJobConfig) -> list[Problem]:
     """Mistakes that only two settings together make."""
-    problems = [*_check_name("name", job.name), *_check_words(job)]
+    problems = [*name_problems("name", job.name), *_check_words(job)]
     training, dataset = job.training, job.dataset
     if training.min_timestep >= training.max_timestep:
         problems.append(

@@ -17,7 +17,8 @@ class Option:
 
     `min` and `max` are inclusive. `choices` lists the accepted values; empty means any. `unit` is 'px', 'steps', ...
     `item` is the dataclass of the entries when the setting is a list of tables; `of_line` makes an entry's table of a
-    line of text, `to_line` the line of a table, as far as a line can say it.
+    line of text, `to_line` the line of a table, as far as a line can say it. `file` says that the setting
+    names a file of the machine: 'checkpoint', 'vae', 'lora', 'embedding', 'model' (any of these); or a 'folder'.
     """
 
     help: str
@@ -29,6 +30,7 @@ class Option:
     item: type | None = None
     of_line: Callable[[str], dict[str, Any]] | None = None
     to_line: Callable[[Mapping[str, Any]], str] | None = None
+    file: str = ""
 
 
 def option(
@@ -43,12 +45,13 @@ def option(
     item: type | None = None,
     of_line: Callable[[str], dict[str, Any]] | None = None,
     to_line: Callable[[Mapping[str, Any]], str] | None = None,
+    file: str = "",
     factory: Any = REQUIRED,
 ) -> Any:
     """Declare a setting as a dataclass field. Without `default` or `factory` it must be given by the user."""
     described = Option(
         help=help, unit=unit, min=min, max=max, choices=choices, advanced=advanced, item=item, of_line=of_line,
-        to_line=to_line,
+        to_line=to_line, file=file,
     )  # fmt: skip
     metadata = {"option": described}
     if factory is not REQUIRED:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..errors import ConfigError, Problem
-from .codec import FORBIDDEN_IN_NAMES, load_settings, read_table
+from ..errors import Problem
 from .field import option
+from .tool import DTYPES, ToolConfig
 
-MERGE_SCHEMA_VERSION = 1
 MODEL_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PART_SOURCES = ("merge", "a", "b", "c", "d")
 
@@ -87,20 +83,16 @@ FORMULAS: dict[str, Formula] = {
 class MergeModel:
     """One of the models."""
 
-    path: str = option(help="A checkpoint: .safetensors, .ckpt or .pt.")
+    path: str = option(help="A checkpoint: .safetensors, .ckpt or .pt.", file="checkpoint")
     weight: str = option(
         "", help="weighted_sum: its share; of differences: its factor, empty for 1. Written as alpha is. None for A."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeConfig:
+class MergeConfig(ToolConfig):
     """Everything a merged checkpoint is made from."""
 
-    schema_version: int = option(
-        MERGE_SCHEMA_VERSION, help="Version of this format.", min=1, max=MERGE_SCHEMA_VERSION, advanced=True
-    )
-    name: str = option(help="Name of the result.")
     models: tuple[MergeModel, ...] = option(
         help="A, B, C, ... in order; the result starts from A.", item=MergeModel, of_line=lambda path: {"path": path}
     )
@@ -122,33 +114,16 @@ class MergeConfig:
     unet: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
     text_encoder: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
     vae: str = option("merge", help="Merged, or one model's own.", choices=PART_SOURCES, advanced=True)
-    bake_vae: str = option("", help="A VAE file whose values replace the model's.")
+    bake_vae: str = option("", help="A VAE file whose values replace the model's.", file="vae")
     discard: str = option(
         "", help="Regular expression; tensors whose name it finds are left out of the result.", advanced=True
     )
-    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
-    vae_dtype: str = option(
-        "keep", help="That of the VAE; keep: as it was.", choices=("keep", "fp16", "bf16", "fp32"), advanced=True
-    )
-    folder: str = option("outputs", help="Folder for the result; in a WebUI its checkpoint folder.")
-    overwrite: bool = option(False, help="Replace a file of the same name.")
+    dtype: str = option("fp16", help="Number format of the result.", choices=DTYPES)
+    vae_dtype: str = option("keep", help="That of the VAE; keep: as it was.", choices=("keep", *DTYPES), advanced=True)
 
     def problems(self) -> list[Problem]:
         """Mistakes that only several settings together make."""
-        return [*_about_models(self), *_about_numbers(self), *_about_names(self)]
-
-
-def read_merge_file(path: Path) -> MergeConfig:
-    """The merge in a .toml or .json file. Raises ConfigError with every mistake."""
-    return load_merge(read_table(path))
-
-
-def load_merge(table: Mapping[str, Any]) -> MergeConfig:
-    """Settings from a table. Raises ConfigError with every mistake."""
-    config: MergeConfig = load_settings(MergeConfig, table)
-    if problems := config.problems():
-        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
-    return config
+        return [*_about_models(self), *_about_numbers(self), *super().problems(), *_about_discard(self.discard)]
 
 
 def _about_models(config: MergeConfig) -> list[Problem]:
@@ -186,17 +161,9 @@ def _about_numbers(config: MergeConfig) -> list[Problem]:
     return problems
 
 
-def name_problems(name: str) -> list[Problem]:
-    """What is wrong with the name of a result."""
-    if name.strip(" .") and name == name.strip() and not any(character in FORBIDDEN_IN_NAMES for character in name):
-        return []
-    return [Problem("name", f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}")]
-
-
-def _about_names(config: MergeConfig) -> list[Problem]:
-    problems = name_problems(config.name)
+def _about_discard(expression: str) -> list[Problem]:
     try:
-        re.compile(config.discard)
+        re.compile(expression)
     except re.error as error:
-        problems.append(Problem("discard", f"is {config.discard!r}, which is no regular expression: {error}"))
-    return problems
+        return [Problem("discard", f"is {expression!r}, which is no regular expression: {error}")]
+    return []

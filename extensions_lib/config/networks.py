@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import ConfigError, Problem
-from .codec import load_settings
+from ..errors import Problem
 from .field import option
-from .merge import name_problems
-
-NETWORKS_SCHEMA_VERSION = 1
+from .tool import DTYPES, ToolConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class BakeNetwork:
     """One of the files that are baked in."""
 
-    path: str = option(help="A LoRA, LoCon, LoHa, LoKr, DoRA or full difference.")
+    path: str = option(help="A LoRA, LoCon, LoHa, LoKr, DoRA or full difference.", file="lora")
     strength: str = option(
         "1",
         help="A number, block weights (26 or 17; SDXL: 20 or 12), or entries such as '0.5, IN04-IN08=0.2, TE=0'.",
@@ -26,37 +21,21 @@ class BakeNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BakeConfig:
+class BakeConfig(ToolConfig):
     """A checkpoint with LoRA-family files baked in."""
 
-    schema_version: int = option(
-        NETWORKS_SCHEMA_VERSION, help="Version of this format.", min=1, max=NETWORKS_SCHEMA_VERSION, advanced=True
-    )
-    name: str = option(help="Name of the result.")
-    base: str = option(help="The checkpoint: .safetensors, .ckpt or .pt.")
+    base: str = option(help="The checkpoint: .safetensors, .ckpt or .pt.", file="checkpoint")
     networks: tuple[BakeNetwork, ...] = option(
         help="The files, in the order in which they are applied.", item=BakeNetwork, of_line=lambda path: {"path": path}
     )
     ignore_unknown: bool = option(False, help="Leave out layers the checkpoint does not have; they are listed.")
-    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
-    vae_dtype: str = option(
-        "keep", help="That of the VAE; keep: as it was.", choices=("keep", "fp16", "bf16", "fp32"), advanced=True
-    )
-    folder: str = option("outputs", help="Folder for the result; in a WebUI its checkpoint folder.")
-    overwrite: bool = option(False, help="Replace a file of the same name.")
+    dtype: str = option("fp16", help="Number format of the result.", choices=DTYPES)
+    vae_dtype: str = option("keep", help="That of the VAE; keep: as it was.", choices=("keep", *DTYPES), advanced=True)
 
     def problems(self) -> list[Problem]:
         """Mistakes that only several settings together make."""
         missing = [] if self.networks else [Problem("networks", "are none; give one file or more")]
-        return [*missing, *name_problems(self.name)]
-
-
-def load_bake(table: Mapping[str, Any]) -> BakeConfig:
-    """Settings from a table. Raises ConfigError with every mistake."""
-    config: BakeConfig = load_settings(BakeConfig, table)
-    if problems := config.problems():
-        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
-    return config
+        return [*missing, *super().problems()]
 
 
 # How many directions of a layer are kept: at most `rank`; by all but the first only what `threshold` asks for.
@@ -69,57 +48,35 @@ _CRITERION_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LowRankConfig:
+class _LowRankConfig(ToolConfig):
     """A LoRA of the directions of each layer that say most."""
 
-    schema_version: int = option(
-        NETWORKS_SCHEMA_VERSION, help="Version of this format.", min=1, max=NETWORKS_SCHEMA_VERSION, advanced=True
-    )
-    name: str = option(help="Name of the result.")
     rank: int = option(32, help="Directions per layer, at most.", min=1, max=1024)
     criterion: str = option("rank", help=_CRITERION_HELP, choices=CRITERIA)
     threshold: float = option(
         0.0, help="For the criterion: a ratio of 1 or more, or a share up to 1. None for rank.", min=0.0
     )
-    dtype: str = option("fp16", help="Number format of the result.", choices=("fp16", "bf16", "fp32"))
-    folder: str = option("outputs", help="Folder for the result; in a WebUI its LoRA folder.")
-    overwrite: bool = option(False, help="Replace a file of the same name.")
+    dtype: str = option("fp16", help="Number format of the result.", choices=DTYPES)
 
     def problems(self) -> list[Problem]:
         """Mistakes that only several settings together make."""
-        return [*_about_threshold(self.criterion, self.threshold), *name_problems(self.name)]
+        return [*_about_threshold(self.criterion, self.threshold), *super().problems()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(_LowRankConfig):
     """A LoRA with the difference of two checkpoints."""
 
-    base: str = option(help="The checkpoint that the LoRA will be used with.")
-    tuned: str = option(help="The checkpoint whose difference from it is wanted.")
-
-
-def load_extract(table: Mapping[str, Any]) -> ExtractConfig:
-    """Settings from a table. Raises ConfigError with every mistake."""
-    config: ExtractConfig = load_settings(ExtractConfig, table)
-    if problems := config.problems():
-        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
-    return config
+    base: str = option(help="The checkpoint that the LoRA will be used with.", file="checkpoint")
+    tuned: str = option(help="The checkpoint whose difference from it is wanted.", file="checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeConfig(_LowRankConfig):
     """A LoRA with fewer directions."""
 
-    network: str = option(help="The LoRA or LoCon.")
+    network: str = option(help="The LoRA or LoCon.", file="lora")
     rank: int = option(16, help="Directions per layer, at most.", min=1, max=1024)
-
-
-def load_resize(table: Mapping[str, Any]) -> ResizeConfig:
-    """Settings from a table. Raises ConfigError with every mistake."""
-    config: ResizeConfig = load_settings(ResizeConfig, table)
-    if problems := config.problems():
-        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
-    return config
 
 
 def _about_threshold(criterion: str, threshold: float) -> list[Problem]:

@@ -9,9 +9,7 @@ from typing import Any
 
 from .field import Setting, settings_of
 from .job import TrainJobConfig
-from .merge import MergeConfig, MergeModel
 from .methods import METHOD_CONFIGS
-from .networks import BakeConfig, BakeNetwork, ExtractConfig, ResizeConfig
 from .presets import (
     AUTO,
     FAMILY_NAMES,
@@ -22,6 +20,7 @@ from .presets import (
     preset_reasons,
     preset_values,
 )
+from .tools import TOOLS
 
 
 def reference_table() -> str:
@@ -43,12 +42,10 @@ def _sections() -> Iterator[tuple[str, type, str]]:
             for inner in settings_of(setting.type):
                 if inner.option.item is not None:
                     yield f"Entries of {setting.name}.{inner.name}", inner.option.item, ""
-    yield "Merge", MergeConfig, ""
-    yield "Entries of models", MergeModel, ""
-    yield "Bake", BakeConfig, ""
-    yield "Entries of networks", BakeNetwork, ""
-    yield "Extract", ExtractConfig, ""
-    yield "Resize", ResizeConfig, ""
+    for kind, tool in TOOLS.items():
+        yield f"Tool {kind}", tool.settings, ""
+        if tool.files is not None:
+            yield f"Entries of {tool.files.name} ({kind})", tool.files.option.item, ""
 
 
 def _table(cls: type, prefix: str) -> str:

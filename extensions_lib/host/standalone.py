@@ -129,9 +129,7 @@ class StandalonePage:
         self._close()
 
 
-def serve(
-    folder: Path, *, port: int, listen: bool = False, users: Sequence[tuple[str, str]] = ()
-) -> StandalonePage:
+def serve(folder: Path, *, port: int, listen: bool = False, users: Sequence[tuple[str, str]] = ()) -> StandalonePage:
     """Serve the page on `port` and return at once; `listen`: to other machines too. Raises ConfigError."""
     from ..api.routes import add_routes
     from ..jobs.manager import JobManager

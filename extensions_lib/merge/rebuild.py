@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..config.merge import load_merge
-from ..config.networks import load_bake
+from ..config.tools import load_tool
 from ..control import JobControl
 from ..errors import FormatError, MergeError, ModelError
 from ..events import Warned
@@ -79,9 +78,13 @@ def rebuild(
         )
     place = {"name": output.stem, "folder": str(output.parent), "overwrite": overwrite}
     if "networks" in recipe.settings:
-        merged = bake(plan_bake(load_bake({**_bake_settings(recipe, found), **place})), control, emit, recipe=recipe)
+        merged = bake(
+            plan_bake(load_tool("bake", {**_bake_settings(recipe, found), **place})), control, emit, recipe=recipe
+        )
     else:
-        merged = execute(plan_merge(load_merge({**_settings(recipe, found), **place})), control, emit, recipe=recipe)
+        merged = execute(
+            plan_merge(load_tool("merge", {**_settings(recipe, found), **place})), control, emit, recipe=recipe
+        )
     if source.suffix.lower() == ".json":
         return Rebuilt(merged, None)
     hashes = {hash_with_progress(path, control, emit) for path in (source, merged.path)}

@@ -68,9 +68,7 @@ def _resized(layer: LoraLayer, choice: RankChoice, dtype: str) -> LoraLayer:
     return lora_layer(up, down, layer.weight_shape, DTYPES[FILE_DTYPES[dtype]])
 
 
-def _metadata(
-    config: ResizeConfig, parent: Parent, lengths: Lengths, tensors: Mapping[str, Tensor]
-) -> dict[str, str]:
+def _metadata(config: ResizeConfig, parent: Parent, lengths: Lengths, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """That of the file, with the new size, and how it was made."""
     with TensorFile(Path(config.network)) as file:
         kept = dict(file.metadata)

@@ -94,9 +94,7 @@ class DreamBooth(TrainMethod):
                 copy.requires_grad_(part in trained)
         groups = tuple(self._group(part, copies) for part in trained)
         with copies.in_place():
-            yield WholeModel(
-                module=copies, groups=groups, trains_text_encoder=self._trains_text_encoder, bundle=bundle
-            )
+            yield WholeModel(module=copies, groups=groups, trains_text_encoder=self._trains_text_encoder, bundle=bundle)
 
     def count_parameters(self, bundle: ModelBundle) -> int:
         """All numbers of the trained networks."""
@@ -179,9 +177,7 @@ def _bundle_of(trainable: Trainable) -> ModelBundle:
 
 
 @torch.no_grad()
-def _start(
-    copies: ParameterCopies, networks: dict[str, nn.Module], start: ModelBundle, name: str
-) -> None:
+def _start(copies: ParameterCopies, networks: dict[str, nn.Module], start: ModelBundle, name: str) -> None:
     """Give `copies` the values of the model `start`. Raises KeyMismatchError when it is of another kind."""
     for part in networks:
         given = dict(start.parts[part].named_parameters()) if part in start.parts else {}

@@ -48,9 +48,7 @@ class TextConditioner:
             return encode_prompts(self._bundle, ids, self._clip_skip)
 
 
-def unseen_words(
-    captions: Iterable[str], tokenizer: PromptTokenizer, tokens: Mapping[str, Sequence[int]]
-) -> list[str]:
+def unseen_words(captions: Iterable[str], tokenizer: PromptTokenizer, tokens: Mapping[str, Sequence[int]]) -> list[str]:
     """Those of the words `tokens` that stand in none of `captions`, so that nothing teaches them."""
     seen = {token for caption in captions for chunk in tokenizer.chunks(caption, tokens) for token in chunk}
     return [word for word, ids in tokens.items() if seen.isdisjoint(ids)]

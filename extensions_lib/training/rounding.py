@@ -22,9 +22,7 @@ def round_to_bfloat16(values: Tensor, generator: torch.Generator) -> Tensor:
     `generator` is on the device of `values`. Numbers that bf16 can hold stay as they are.
     """
     bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(
-        1 << _LOST_BITS, bits.shape, generator=generator, device=bits.device, dtype=torch.int32
-    )
+    noise = torch.randint(1 << _LOST_BITS, bits.shape, generator=generator, device=bits.device, dtype=torch.int32)
     kept = (bits + noise) & -(1 << _LOST_BITS)
     return kept.view(torch.float32).to(torch.bfloat16)
 

@@ -24,7 +24,7 @@ from .wording import LIKE_TEXT
 
 ROOT_ID = "train_studio_root"
 ACCORDIONS = ("method", "training", "prior", "optimizer", "dataset", "preview", "output")
-LOOK_AT_JOBS = "() => { if (window.trainStudio && trainStudio.select) { trainStudio.select(""); } }"
+LOOK_AT_JOBS = "() => { if (window.trainStudio && trainStudio.select) { trainStudio.select(); } }"
 # No queue: every handler is short, and the WebUI's queue waits behind Generate.
 QUICK: dict[str, Any] = {"queue": False, "api_name": False, "show_progress": "hidden"}
 
@@ -180,9 +180,7 @@ def _like_a_file(hide_paths: bool) -> tuple[Any, Any, Any]:
     with gr.Accordion("Train like a file", open=False, elem_id="train_studio_like"):
         _html(f"<p>{LIKE_TEXT}</p>", "train_studio_like_text")
         file = gr.File(label="The file", elem_id="train_studio_like_file", height=130)
-        path = gr.Textbox(
-            label="Or its path", max_lines=1, visible=not hide_paths, elem_id="train_studio_like_path"
-        )
+        path = gr.Textbox(label="Or its path", max_lines=1, visible=not hide_paths, elem_id="train_studio_like_path")
         fill = gr.Button("Fill the form from it", elem_id="train_studio_like_fill")
     return file, path, fill
 
@@ -215,9 +213,7 @@ def _hidden(textbox: str, button: str) -> tuple[Any, Any]:
     )
 
 
-def _connect_job(
-    tab: gr.Blocks, handlers: Handlers, form: Form, job: _Job, parts: tuple[Any, Any, Any, Any]
-) -> None:
+def _connect_job(tab: gr.Blocks, handlers: Handlers, form: Form, job: _Job, parts: tuple[Any, Any, Any, Any]) -> None:
     message, report, check, train = parts
     inputs = job.inputs(form)
     check.click(handlers.check, inputs, [message, report], **{**QUICK, "show_progress": "full"})
@@ -240,9 +236,7 @@ def _connect_job(
     tab.load(handlers.settle_base, based[1], form.components, **QUICK)
 
 
-def _connect_start_values(
-    handlers: Handlers, form: Form, job: _Job, message: Any, mine: tuple[Any, Any, Any]
-) -> None:
+def _connect_start_values(handlers: Handlers, form: Form, job: _Job, message: Any, mine: tuple[Any, Any, Any]) -> None:
     name, save, delete = mine
     groups = list(form.groups.values())
     job.method.input(

@@ -64,9 +64,7 @@ def test_the_start_is_that_of_torch_for_the_same_draws(rule: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reference = init(torch.empty(300, 500))
-    assert initial_weight((300, 500), rule, generator()).std().item() == pytest.approx(
-        reference.std().item(), rel=0.02
-    )
+    assert initial_weight((300, 500), rule, generator()).std().item() == pytest.approx(reference.std().item(), rel=0.02)
 
 
 def test_layer_norms_start_with_gains_of_one_and_biases_at_zero() -> None:

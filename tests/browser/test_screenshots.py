@@ -32,6 +32,7 @@ def server(browser: Browser) -> Iterator[Server]:
 @pytest.fixture
 def save() -> Callable[..., None]:
     """Saves the page as it is now under a name, in light and in dark."""
+
     def save(studio: Studio, name: str, height: int = HEIGHT) -> None:
         clip = {"x": 0, "y": 0, "width": WIDTH, "height": height}
         for scheme in SCHEMES:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from extensions_lib.config.merge import FORMULAS, MergeConfig, load_merge, read_merge_file
+from extensions_lib.config.codec import read_table
+from extensions_lib.config.merge import FORMULAS, MergeConfig
+from extensions_lib.config.tools import load_tool
 from extensions_lib.errors import ConfigError
 
 
@@ -14,12 +16,12 @@ def table(count=2, **changes):
 
 def problems(merge):
     with pytest.raises(ConfigError) as caught:
-        load_merge(merge)
+        load_tool("merge", merge)
     return {problem.path: problem.text for problem in caught.value.problems}
 
 
 def test_a_path_alone_is_a_model():
-    config = load_merge(table())
+    config = load_tool("merge", table())
     assert [model.path for model in config.models] == ["a.safetensors", "b.safetensors"]
     assert config.formula == "weighted_sum" and config.dtype == "fp16" and config.vae_dtype == "keep"
 
@@ -27,7 +29,7 @@ def test_a_path_alone_is_a_model():
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_every_formula_loads_with_its_number_of_models(formula):
     count = FORMULAS[formula].min_models
-    assert load_merge(table(count, formula=formula)).formula == formula
+    assert load_tool("merge", table(count, formula=formula)).formula == formula
     assert "models" in problems(table(count - 1, formula=formula))
 
 
@@ -49,7 +51,7 @@ def test_mistakes_of_several_settings_together():
 def test_weights_belong_to_formulas_of_many_models():
     assert "need one weight each" in problems(table(3))["models"]
     weighted = [{"path": "a"}, {"path": "b", "weight": "0.2"}, {"path": "c", "weight": "0.3"}]
-    assert len(load_merge(table(models=weighted)).models) == 3
+    assert len(load_tool("merge", table(models=weighted)).models) == 3
     assert "beside weights" in problems(table(models=weighted, alpha="0.5"))["alpha"]
     assert "which slerp does not use" in problems(table(models=weighted[:2], formula="slerp"))["models"]
     first = [{"path": "a", "weight": "0.2"}, "b"]
@@ -57,7 +59,7 @@ def test_weights_belong_to_formulas_of_many_models():
 
 
 def test_the_bounds_of_della():
-    assert load_merge(table(formula="della", density=0.5, epsilon=0.9)).epsilon == 0.9
+    assert load_tool("merge", table(formula="della", density=0.5, epsilon=0.9)).epsilon == 0.9
     wrong = problems(table(formula="della", density=0.1, epsilon=0.4))
     assert wrong["epsilon"] == "is 0.4; density -+ epsilon / 2 is -0.1 and 0.3, must be over 0 and at most 1"
 
@@ -65,5 +67,7 @@ def test_the_bounds_of_della():
 def test_a_merge_file(tmp_path: Path):
     path = tmp_path / "merge.toml"
     path.write_text('name = "mixed"\nmodels = ["a", "b"]\nalpha = "0.3"\n', encoding="utf-8")
-    assert read_merge_file(path) == load_merge({"name": "mixed", "models": ["a", "b"], "alpha": "0.3"})
+    assert load_tool("merge", read_table(path)) == load_tool(
+        "merge", {"name": "mixed", "models": ["a", "b"], "alpha": "0.3"}
+    )
     assert MergeConfig.__doc__

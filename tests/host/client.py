@@ -120,10 +120,20 @@ class Webui:
 
     def draw(self, prompt: str, seed: int = 1234, steps: int = 8, size: int = 64) -> Picture:
         """Generate one picture with a fixed seed."""
-        answer = self.post("/sdapi/v1/txt2img", {
-            "prompt": prompt, "seed": seed, "steps": steps, "width": size, "height": size, "cfg_scale": 5,
-            "sampler_name": "Euler", "scheduler": "Automatic", "save_images": False,
-        })
+        answer = self.post(
+            "/sdapi/v1/txt2img",
+            {
+                "prompt": prompt,
+                "seed": seed,
+                "steps": steps,
+                "width": size,
+                "height": size,
+                "cfg_scale": 5,
+                "sampler_name": "Euler",
+                "scheduler": "Automatic",
+                "save_images": False,
+            },
+        )
         image = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB")
         return Picture(image, json.loads(answer["info"])["infotexts"][0])
 

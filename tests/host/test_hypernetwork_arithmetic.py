@@ -104,9 +104,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def answers_on(
-    webui_root: Path, family_models, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Answers]:
+def answers_on(webui_root: Path, family_models, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Answers]:
     """`answers_on("sd2")`: files of the methods tried on that base model, and what the host makes of them."""
     known: dict[str, Answers] = {}
 

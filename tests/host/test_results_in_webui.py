@@ -280,7 +280,7 @@ def test_nothing_is_reported(webui: Webui, installed: Installed, log_start: int)
 def rewritten(source: Path, target: Path, change: str) -> None:
     """A copy of a LoRA with one layer renamed ('unknown layer') or one matrix transposed on paper ('wrong shape')."""
     data = source.read_bytes()
-    body = data[8 + int.from_bytes(data[:8], "little"):]
+    body = data[8 + int.from_bytes(data[:8], "little") :]
     header = header_of(source)
     ups = [name for name in header if name.endswith("lora_up.weight") and len(header[name]["shape"]) == 2]
     layer = ups[0].partition(".")[0]

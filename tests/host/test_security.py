@@ -106,9 +106,7 @@ def test_statement_32_the_hosts_own_folders_may(guarded: HostServer):
     assert report["num_pictures"] == 10
 
 
-def test_statement_33_frozen_and_without_paths_a_job_still_runs(
-    server: HostServer, open_page: Callable[..., HostPage]
-):
+def test_statement_33_frozen_and_without_paths_a_job_still_runs(server: HostServer, open_page: Callable[..., HostPage]):
     """The only way to give pictures is to drop them; no answer of ours names a folder."""
     with running(server, "--api", "--hide-ui-dir-config", "--freeze-settings", "--skip-install"):
         table = job_table(server.place)

@@ -126,9 +126,7 @@ def test_the_further_files_of_a_job_are_looked_at_too(results: dict[str, Path]) 
     assert name_warnings(job("lora", "other"), own, results, [(own.with_name("zbadge.yaml"), "")]) == []
 
 
-def test_each_of_several_words_may_be_an_ordinary_one(
-    results: dict[str, Path], tokenizer: PromptTokenizer
-) -> None:
+def test_each_of_several_words_may_be_an_ordinary_one(results: dict[str, Path], tokenizer: PromptTokenizer) -> None:
     config = job({"kind": "textual_inversion", "further_words": ["Badge", "zhat", "cat"]}, "zbadge")
     warnings = word_warnings(config, results, tokenizer.tokenize)
     assert [warning.split()[0] for warning in warnings] == ["'Badge'", "'cat'"]

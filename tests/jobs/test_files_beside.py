@@ -91,9 +91,7 @@ def test_its_folder_is_looked_at_before_any_work(job: MakeJob, tmp_path: Path) -
         start(load(job(output={"embedding_folder": str(tmp_path / "file" / "words")})), JobControl())
 
 
-def test_one_that_reads_back_wrong_is_an_error(
-    job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_reads_back_wrong_is_an_error(job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise FormatError(f"{path.name} is wrong.")
 

@@ -101,7 +101,7 @@ def test_a_kohya_config_and_the_dataset_config_beside_it(tmp_path: Path) -> None
     assert [each.text for each in alone.unmapped if each.name == "missing_dataset_config"] == [
         "its pictures are described in that file, which is not beside this one"
     ]
-    (tmp_path / "data.toml").write_text('[[datasets]]\nresolution = 640\nbatch_size = 3\n', encoding="utf-8")
+    (tmp_path / "data.toml").write_text("[[datasets]]\nresolution = 640\nbatch_size = 3\n", encoding="utf-8")
     both = recipe_of_file(config)
     assert (both.table["dataset"]["resolution_px"], both.table["training"]["train_batch_size"]) == (640, 3)
     assert both.table["training"]["num_samples"] == 4800

@@ -214,9 +214,7 @@ def test_the_card_of_an_extended_run_shows_its_newest_picture(
     assert card.read_bytes() == newest
 
 
-def test_stopping_before_anything_is_learnt_is_no_failure(
-    job: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_stopping_before_anything_is_learnt_is_no_failure(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """With warm-up the first step has a rate of zero, and its LoRA would do nothing."""
     control, events = JobControl(), []
     table = job(optimizer={"lr_scheduler": "cosine", "lr_warmup_ratio": 0.5})

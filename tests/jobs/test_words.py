@@ -83,9 +83,7 @@ def test_a_negative_embedding_is_drawn_and_described_as_one(job: MakeJob, pictur
 
 
 @pytest.mark.parametrize(("caption", "prompt"), [("[name]", "a photo"), ("", "a photo"), ("big [name]", "big")])
-def test_what_is_left_of_a_caption_without_the_word(
-    job: MakeJob, pictures: Path, caption: str, prompt: str
-) -> None:
+def test_what_is_left_of_a_caption_without_the_word(job: MakeJob, pictures: Path, caption: str, prompt: str) -> None:
     (pictures / "0.txt").write_text(caption, encoding="utf-8")
     preview = {"enabled": True, "at_start": False}
     method = {**EMBEDDING, "is_negative": True}

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from extensions_lib.config.merge import load_merge
-from extensions_lib.config.networks import load_bake
+from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.events import Event
 from extensions_lib.formats.network import network_tensors
@@ -64,7 +63,7 @@ def merge(tmp_path: Path) -> Callable[..., Merged]:
 
     def run(models: list[Path], name: str = "mixed", **settings: Any) -> Merged:
         paths = [{"path": str(model)} if isinstance(model, Path) else model for model in models]
-        config = load_merge({"name": name, "models": paths, "folder": str(tmp_path / "out"), **settings})
+        config = load_tool("merge", {"name": name, "models": paths, "folder": str(tmp_path / "out"), **settings})
         return execute(plan_merge(config), JobControl(), lambda event: event)
 
     return run
@@ -77,7 +76,7 @@ def baking(tmp_path: Path) -> Callable[..., Merged]:
     def run(base: Path, *networks: Any, events: list[Event] | None = None, **settings: Any) -> Merged:
         entries = [{"path": str(each)} if isinstance(each, Path) else each for each in networks]
         table = {"name": base.stem, "base": str(base), "networks": entries, "folder": str(tmp_path / "out")}
-        plan = plan_bake(load_bake({**table, "dtype": "fp32", **settings}))
+        plan = plan_bake(load_tool("bake", {**table, "dtype": "fp32", **settings}))
         return bake(plan, JobControl(), (events if events is not None else []).append)
 
     return run

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from extensions_lib.config.networks import load_extract
+from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, MergeError, OutputError
 from extensions_lib.events import Event, Warned
@@ -96,7 +96,7 @@ def test_extract_finds_every_layer_that_was_baked(
     path, _ = trained(load_bundle(base), tmp_path, conv_rank=2)
     tuned = baking(base, path, name="tuned").path
     table = {"name": "found", "base": str(base), "tuned": str(tuned), "folder": str(tmp_path), "dtype": "fp32"}
-    found = extract(load_extract({**table, "rank": 2}), JobControl(), lambda event: event)
+    found = extract(load_tool("extract", {**table, "rank": 2}), JobControl(), lambda event: event)
     assert found.error < 1e-3
     assert {name for name, change in read_network(path).items() if not change.is_zero} == set(read_network(found.path))
     again = read_tensors(baking(base, found.path, name="again").path)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from extensions_lib.config.merge import FORMULAS, load_merge
+from extensions_lib.config.merge import FORMULAS
+from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import DiskFullError, JobStopped, MergeError
 from extensions_lib.events import PhaseProgress, Warned
@@ -201,7 +202,9 @@ def test_progress_and_warnings(tmp_path, abc):
     v = stored(tmp_path / "v.safetensors", {**small_model(1), "v_pred": torch.tensor([])})
     noise = stored(tmp_path / "noise.safetensors", small_model(2))
     noise.with_suffix(".yaml").write_text("model: {params: {parameterization: eps}}\n", encoding="utf-8")
-    config = load_merge({"name": "m", "models": [str(v), str(noise)], "folder": str(tmp_path), "formula": "cosine_b"})
+    config = load_tool(
+        "merge", {"name": "m", "models": [str(v), str(noise)], "folder": str(tmp_path), "formula": "cosine_b"}
+    )
     events = []
     execute(plan_merge(config), JobControl(), events.append, hash_of=lambda path: "0" * 64)
     (warning,) = [event for event in events if isinstance(event, Warned)]
@@ -214,7 +217,9 @@ def test_progress_and_warnings(tmp_path, abc):
 def test_tensors_without_a_file(abc, merge):
     """For trying a merge before it is saved."""
     settings = {"name": "m", "models": [str(path) for path in abc[:2]], "folder": "/nowhere", "formula": "slerp"}
-    plan = replace(plan_merge(load_merge({**settings, "folder": "/tmp"})), output=Path("/nowhere/m.safetensors"))
+    plan = replace(
+        plan_merge(load_tool("merge", {**settings, "folder": "/tmp"})), output=Path("/nowhere/m.safetensors")
+    )
     found = dict(merged_tensors(plan, JobControl(), lambda event: event))
     same(found, read_tensors(merge(abc[:2], formula="slerp").path))
 
@@ -235,7 +240,7 @@ def test_a_real_architecture_can_be_loaded(tmp_path, family_models, merge):
 def test_stop_leaves_nothing(after, tmp_path, abc):
     control = JobControl()
     out = tmp_path / "out"
-    plan = plan_merge(load_merge({"name": "m", "models": [str(path) for path in abc[:2]], "folder": str(out)}))
+    plan = plan_merge(load_tool("merge", {"name": "m", "models": [str(path) for path in abc[:2]], "folder": str(out)}))
 
     def listen(event):
         if getattr(event, "phase", "") == "merge" and event.done > after:
@@ -293,7 +298,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, abc, merge, monkeypatch):
 
 def test_a_model_that_changes_meanwhile(tmp_path, abc):
     out = tmp_path / "out"
-    plan = plan_merge(load_merge({"name": "m", "models": [str(path) for path in abc[:2]], "folder": str(out)}))
+    plan = plan_merge(load_tool("merge", {"name": "m", "models": [str(path) for path in abc[:2]], "folder": str(out)}))
 
     def touch(event):
         if getattr(event, "phase", "") == "merge":
@@ -306,7 +311,7 @@ def test_a_model_that_changes_meanwhile(tmp_path, abc):
 
 KILLED = """
 import sys, time
-from extensions_lib.config.merge import load_merge
+from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.merge.execute import execute
 from extensions_lib.merge.plan import plan_merge
@@ -316,7 +321,7 @@ def listen(event):
         print("at work", flush=True)
         time.sleep(60)
 
-execute(plan_merge(load_merge(eval(sys.argv[1]))), JobControl(), listen)
+execute(plan_merge(load_tool("merge", eval(sys.argv[1]))), JobControl(), listen)
 """
 
 

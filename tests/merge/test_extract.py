@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from extensions_lib.config.networks import load_extract
+from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, MergeError
 from extensions_lib.formats.lora import read_lora
@@ -39,7 +39,7 @@ def extracting(tmp_path: Path) -> Callable[..., Reduced]:
 
     def run(base: Path, tuned: Path, **settings: Any) -> Reduced:
         table = {"name": "found", "base": str(base), "tuned": str(tuned), "folder": str(tmp_path), "dtype": "fp32"}
-        return extract(load_extract({**table, **settings}), JobControl(), lambda event: event)
+        return extract(load_tool("extract", {**table, **settings}), JobControl(), lambda event: event)
 
     return run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from extensions_lib.config.merge import load_merge
+from extensions_lib.config.tools import load_tool
 from extensions_lib.errors import DiskFullError, ExtensionError, FormatError, MergeError, ModelError, OutputError
 from extensions_lib.merge.models import read_model
 from extensions_lib.merge.plan import plan_merge
@@ -21,7 +21,7 @@ INPUT = UNET + "input_blocks.0.0.weight"
 
 def plan(models, **settings):
     paths = [str(model) for model in models]
-    return plan_merge(load_merge({"name": "mixed", "models": paths, "folder": "/tmp", **settings}))
+    return plan_merge(load_tool("merge", {"name": "mixed", "models": paths, "folder": "/tmp", **settings}))
 
 
 def refused(kind, models, **settings):
@@ -150,7 +150,7 @@ def test_block_weights_are_read_before_work(abc):
 def test_weights_of_ties_must_be_positive(abc):
     models = [{"path": str(abc[0])}, {"path": str(abc[1])}, {"path": str(abc[2]), "weight": "1, IN=-1"}]
     with pytest.raises(MergeError, match="weight of model C is -1 somewhere; ties takes weights above 0"):
-        plan_merge(load_merge({"name": "m", "models": models, "formula": "ties", "folder": "/tmp"}))
+        plan_merge(load_tool("merge", {"name": "m", "models": models, "formula": "ties", "folder": "/tmp"}))
 
 
 def test_a_name_that_is_taken(tmp_path, abc):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from extensions_lib.config.networks import load_resize
+from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import FormatError, MergeError
 from extensions_lib.formats.lora import read_lora
@@ -29,7 +29,7 @@ def resizing(tmp_path: Path) -> Callable[..., Reduced]:
 
     def run(network: Path, **settings: Any) -> Reduced:
         table = {"name": "small", "network": str(network), "folder": str(tmp_path), "dtype": "fp32"}
-        return resize(load_resize({**table, **settings}), JobControl(), lambda event: event)
+        return resize(load_tool("resize", {**table, **settings}), JobControl(), lambda event: event)
 
     return run
 
@@ -66,9 +66,7 @@ def test_all_of_it_stays_the_same(settings: dict[str, Any], resizing: Callable[.
         torch.testing.assert_close(read_lora(found.path)[name].delta(), layer.delta(), rtol=1e-4, atol=1e-5)
 
 
-def test_convolutions_bundled_words_and_what_changes_nothing(
-    resizing: Callable[..., Reduced], tmp_path: Path
-) -> None:
+def test_convolutions_bundled_words_and_what_changes_nothing(resizing: Callable[..., Reduced], tmp_path: Path) -> None:
     tensors = {
         "lora_unet_c.lora_down.weight": torch.randn(3, 4, 3, 3, generator=torch.Generator().manual_seed(0)),
         "lora_unet_c.lora_up.weight": torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(1)),

@@ -179,9 +179,7 @@ def test_the_size_of_a_result_is_known_beforehand(practice_model: Path, tmp_path
 def test_the_room_for_states_and_results_is_known_beforehand(
     job: MakeJob, tmp_path: Path, practice_model: Path, optimizer: str, more: dict[str, Any]
 ) -> None:
-    config = load(
-        job("dreambooth", "out", training={"max_train_steps": 3, **more}, optimizer={"optimizer": optimizer})
-    )
+    config = load(job("dreambooth", "out", training={"max_train_steps": 3, **more}, optimizer={"optimizer": optimizer}))
     outline, method = outline_bundle(practice_model), make_method(config.method, config.output)
     count = method.count_parameters(outline)
     results, run = bytes_needed(config, method.result_bytes(outline, count), count)

@@ -347,9 +347,7 @@ def real_outline(bundles: dict[str, ModelBundle], family: str) -> ModelBundle:
         ("sdxl", 722, 66, {"text_encoder": 72, "text_encoder_2": 192}),
     ],
 )
-def test_the_layers_of_the_real_models(
-    bundles: dict, family: str, plain: int, more: int, text: dict[str, int]
-) -> None:
+def test_the_layers_of_the_real_models(bundles: dict, family: str, plain: int, more: int, text: dict[str, int]) -> None:
     """As many as kohya's trainer adapts; a LoRA has R numbers for each input and output of a layer."""
     bundle = real_outline(bundles, family)
     assert counts(Lora(), bundle) == {"unet": plain}

@@ -128,5 +128,5 @@ def test_text_is_drawn_in_whole_pixels() -> None:
     draw_text(sheet, (2, 3), "W", INK, 2)
     found = (pixels(sheet) == INK).all(axis=2)
     assert found.any()
-    blocks = found[3:3 + 26, 2:2 + 12].reshape(13, 2, 6, 2)
+    blocks = found[3 : 3 + 26, 2 : 2 + 12].reshape(13, 2, 6, 2)
     assert (blocks.all(axis=(1, 3)) == blocks.any(axis=(1, 3))).all()

@@ -167,9 +167,7 @@ def test_nan_is_an_error_and_not_a_black_picture(bundle, part, name) -> None:
             draw(bundle)
     finally:
         module.bias.data.copy_(kept)
-    assert caught.value.message == (
-        f"The preview cannot be drawn: the {name} (float32) answered with NaN or infinity."
-    )
+    assert caught.value.message == (f"The preview cannot be drawn: the {name} (float32) answered with NaN or infinity.")
 
 
 def test_all_wrong_numbers_are_named_together(bundle) -> None:

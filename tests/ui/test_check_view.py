@@ -98,8 +98,14 @@ def with_picture(**changes: object) -> CheckReport:
             "about 6.1 GiB of memory",
         ),
         (
-            {"num_pictures": 1, "buckets": {"64x64": 1}, "max_train_steps": 1, "epochs": 0.25, "memory_gib": None,
-             "num_samples": 1},
+            {
+                "num_pictures": 1,
+                "buckets": {"64x64": 1},
+                "max_train_steps": 1,
+                "epochs": 0.25,
+                "memory_gib": None,
+                "num_samples": 1,
+            },
             "1 picture, 1 bucket, 1 skipped; 1 sample = 1 step = 0.25 epochs; under a minute",
         ),
         (

@@ -131,7 +131,7 @@ def test_rates_are_shown_as_people_write_them() -> None:
 
 def test_prompts_are_one_a_line_and_what_they_share_stands_below() -> None:
     shown = shown_values({"preset": "", "method": {"kind": "lora"}, **GIVEN})
-    shown |= {"preview.prompts": " a [name]\n\n{\"prompt\": \"b\", \"seed\": 1}\n{curly} hair", "prompt.seed": 9}
+    shown |= {"preview.prompts": ' a [name]\n\n{"prompt": "b", "seed": 1}\n{curly} hair', "prompt.seed": 9}
     prompts = read_values(shown, "lora", "lora_style")["preview"]["prompts"]
     assert prompts == [
         {"seed": 9, "prompt": "a [name]"},

@@ -172,9 +172,7 @@ def _convolutions(settings: Any, facts: Facts) -> Said:
     if not rank or whole(rank) >= WHOLE_LOKR:
         return NOTHING
     alpha = given.get("conv_alpha") or (facts.get("network_alpha") or rank if _is_lycoris(facts) else 1)
-    return Said(
-        {"method.conv_rank": whole(rank), "method.conv_alpha": number(alpha), "method.layers": "full"}
-    )
+    return Said({"method.conv_rank": whole(rank), "method.conv_alpha": number(alpha), "method.layers": "full"})
 
 
 def _network_settings(settings: Any, facts: Facts) -> Said:
@@ -458,4 +456,3 @@ RULES: tuple[Rule, ...] = (
         "metadata_description", "metadata_license", "metadata_tags", "base_weights_multiplier",
     ),
 )  # fmt: skip
-

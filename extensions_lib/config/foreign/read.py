@@ -44,9 +44,7 @@ def recipe_of_table(table: Mapping[str, Any], num_pictures: int | None = None) -
     raise ConfigError([Problem("file", f"holds the settings of no program that we know; {_ACCEPTED}")])
 
 
-def recipe_of_metadata(
-    metadata: Mapping[str, str], seen: Facts, kind: str, num_pictures: int | None = None
-) -> Recipe:
+def recipe_of_metadata(metadata: Mapping[str, str], seen: Facts, kind: str, num_pictures: int | None = None) -> Recipe:
     """The recipe in a model file of that `kind`, from its metadata and from `seen`, what its tensors show.
 
     `seen` has kohya's names for a LoRA, 'vectors', 'step', 'base' for an embedding, and the WebUI's names for a

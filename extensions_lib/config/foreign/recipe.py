@@ -156,9 +156,7 @@ def _told(given: Facts) -> tuple[str, Any]:
     return ", ".join(telling), value
 
 
-def _accepted(
-    said: Mapping[str, tuple[Remark, Any]], kind: str
-) -> tuple[dict[str, Any], set[str], list[Remark]]:
+def _accepted(said: Mapping[str, tuple[Remark, Any]], kind: str) -> tuple[dict[str, Any], set[str], list[Remark]]:
     """The table of those settings that the strict reader accepts, their paths, and a remark for each of the others."""
     kept = dict(said)
     refused: list[Remark] = []

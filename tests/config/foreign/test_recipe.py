@@ -107,16 +107,12 @@ def test_values_out_of_range_are_listed_and_never_clamped() -> None:
 
 def test_what_is_off_needs_no_word_and_what_cannot_be_read_says_so() -> None:
     recipe = translate("a test", {"colours": False, "rank": "many"}, RULES, "lora")
-    assert remarks(recipe.unmapped) == [
-        ("rank", "many", "cannot be read: could not convert string to float: 'many'")
-    ]
+    assert remarks(recipe.unmapped) == [("rank", "many", "cannot be read: could not convert string to float: 'many'")]
 
 
 def test_a_setting_of_another_method_is_no_setting_of_this_one() -> None:
     recipe = translate("a test", {"vectors": 4}, RULES, "lora")
-    assert remarks(recipe.unmapped) == [
-        ("vectors", 4, "method.vectors_per_token is no setting of the method lora")
-    ]
+    assert remarks(recipe.unmapped) == [("vectors", 4, "method.vectors_per_token is no setting of the method lora")]
 
 
 def test_the_notes_are_lines_for_a_job_file() -> None:
@@ -126,7 +122,7 @@ def test_the_notes_are_lines_for_a_job_file() -> None:
         "Not taken over:",
         "  rank = 5000: method.rank is 5000, accepted are 1 to 1024",
         "Taken over about:",
-        "  width, height = {\"width\": 640, \"height\": 512}: the shorter side",
+        '  width, height = {"width": 640, "height": 512}: the shorter side',
     ]
 
 

@@ -1,0 +1,73 @@
+"""The tools for checkpoints and LoRAs: one declaration for the command line, the API and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, Problem
+from .codec import dump, load_settings
+from .field import Setting, settings_of
+from .merge import MergeConfig
+from .networks import BakeConfig, ExtractConfig, ResizeConfig
+from .rebuild import RebuildConfig
+from .tool import ToolConfig
+
+KIND = "tool"  # the key of a table that says which tool it is for
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What is known of a tool without running it.
+
+    `title` and `help` are for users. `makes` is the kind of its result, one of `config.artefacts.ARTEFACTS`; '' where
+    that depends on what it is given. `values_from`: in its list of files, the first that may have a value of its own
+    (a weight, a strength).
+    """
+
+    title: str
+    help: str
+    settings: type[ToolConfig]
+    makes: str
+    values_from: int = 0
+
+    @property
+    def files(self) -> Setting | None:
+        """The list of files it takes, if it takes any number of them."""
+        return next((setting for setting in settings_of(self.settings) if setting.option.item is not None), None)
+
+
+TOOLS: dict[str, Tool] = {
+    "merge": Tool("Merge checkpoints", "Combine checkpoints into a new one.", MergeConfig, "checkpoint", 1),
+    "bake": Tool("Bake LoRAs into a checkpoint", "Bake LoRA files into a checkpoint.", BakeConfig, "checkpoint"),
+    "extract": Tool("Extract a LoRA", "Make a LoRA of the difference of two checkpoints.", ExtractConfig, "lora"),
+    "resize": Tool("Resize a LoRA", "Make a LoRA smaller: fewer directions a layer.", ResizeConfig, "lora"),
+    "rebuild": Tool("Rebuild from a recipe", "Make a file again from its recipe and its models.", RebuildConfig, ""),
+}
+
+
+def load_tool(kind: str, table: Mapping[str, Any]) -> ToolConfig:
+    """The settings of a tool from a table. Raises ConfigError with every mistake."""
+    if kind not in TOOLS:
+        raise ConfigError([Problem(KIND, f"is {kind!r}, accepted are {', '.join(TOOLS)}")])
+    config: ToolConfig = load_settings(TOOLS[kind].settings, table)
+    if problems := config.problems():
+        raise ConfigError(problems, "Correct these settings and start again; nothing was changed.")
+    return config
+
+
+def kind_of(config: ToolConfig) -> str:
+    """The tool that these settings are for."""
+    return next(kind for kind, tool in TOOLS.items() if tool.settings is type(config))
+
+
+def dump_tool(config: ToolConfig) -> dict[str, Any]:
+    """As a table, the tool's kind in it; `load_any_tool` reads it."""
+    return {KIND: kind_of(config), **dump(config)}
+
+
+def load_any_tool(table: Mapping[str, Any]) -> ToolConfig:
+    """The inverse of `dump_tool`. Raises ConfigError with every mistake."""
+    settings = {key: value for key, value in table.items() if key != KIND}
+    return load_tool(str(table.get(KIND, "")), settings)

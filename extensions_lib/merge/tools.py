@@ -1,0 +1,95 @@
+"""What each tool of `config.tools` does: settings to a file, complete under its name, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.merge import MergeConfig
+from ..config.networks import BakeConfig, ExtractConfig, ResizeConfig
+from ..config.rebuild import RebuildConfig
+from ..config.tool import ToolConfig
+from ..config.tools import kind_of
+from ..control import JobControl
+from .bake import bake, plan_bake
+from .execute import execute
+from .extract import extract
+from .plan import plan_merge
+from .progress import Emit
+from .ranks import Reduced
+from .rebuild import rebuild
+from .resize import resize
+from .writing import HashOf, Merged
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """The written file, those beside it, and what the user should know of it.
+
+    `kind` is one of `config.artefacts.ARTEFACTS`; `num_modules` is how many modules of a model a LoRA has.
+    `is_as_asked` False: it was made, but is not what was wanted (the bytes of a rebuilt file differ).
+    """
+
+    path: Path
+    kind: str
+    text: str = ""
+    beside: tuple[Path, ...] = ()
+    num_modules: int = 0
+    is_as_asked: bool = True
+
+
+def run_tool(config: ToolConfig, control: JobControl, emit: Emit, *, hash_of: HashOf = lambda path: None) -> ToolResult:
+    """Do what the settings say. `hash_of` may know the sha256 of a file (64 digits) without reading it, None if not.
+
+    Raises ExtensionError; there is then no file under the result's name, or the old one.
+    """
+    return RUNNERS[kind_of(config)](config, control, emit, hash_of)
+
+
+def _merge(config: MergeConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    return _checkpoint(execute(plan_merge(config), control, emit, hash_of=hash_of))
+
+
+def _bake(config: BakeConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    return _checkpoint(bake(plan_bake(config), control, emit, hash_of=hash_of))
+
+
+def _extract(config: ExtractConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    return _reduced(extract(config, control, emit, hash_of=hash_of))
+
+
+def _resize(config: ResizeConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    return _reduced(resize(config, control, emit, hash_of=hash_of))
+
+
+def _rebuild(config: RebuildConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    output = Path(config.folder) / f"{config.name}.safetensors"
+    folders = [Path(each.path) for each in config.models]
+    source = Path(config.file)
+    result = rebuild(source, folders, output, control, emit, overwrite=config.overwrite, hash_of=hash_of)
+    made = _checkpoint(result.merged)
+    if result.is_same is None:
+        return made
+    text = f"The bytes are {'' if result.is_same else 'not '}those of {source}."
+    return ToolResult(made.path, made.kind, text, made.beside, is_as_asked=result.is_same)
+
+
+def _checkpoint(merged: Merged) -> ToolResult:
+    return ToolResult(merged.path, "checkpoint", beside=(merged.yaml,) if merged.yaml else ())
+
+
+def _reduced(reduced: Reduced) -> ToolResult:
+    ranks = reduced.ranks
+    spread = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{max(ranks)}"
+    text = f"{len(ranks)} layers of rank {spread}; left out: {100 * reduced.error:.2f} % of the difference's length."
+    return ToolResult(reduced.path, "lora", text, num_modules=len(ranks))
+
+
+RUNNERS: dict[str, Callable[..., ToolResult]] = {
+    "merge": _merge,
+    "bake": _bake,
+    "extract": _extract,
+    "resize": _resize,
+    "rebuild": _rebuild,
+}
