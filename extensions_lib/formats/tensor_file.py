@@ -6,7 +6,9 @@ Together they let models be combined that are larger than the memory: nothing is
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -22,6 +24,7 @@ from .torch_file import read_torch_file
 
 _BLOCK = 1 << 20
 _MAX_GAP_BYTES = 16 << 20
+_MAX_WAITING = 2  # tensors that were read and are not hashed yet
 
 # One tensor of a file that is being written, by its name.
 TensorMaker = Callable[[str], Tensor]
@@ -33,7 +36,8 @@ class TensorFile:
     A .safetensors is read by offset into memory of its own, without mapping the file: what was read once does not
     count as memory in use afterwards, and the file may be replaced on any system when it is closed. A pickle is read
     by the safe reader; where it is a zip, its tensors come from the disk when they are used. With `hashed` what is read
-    in the order of the file counts for `sha256` at once, so that the file need not be read again for it.
+    in the order of the file counts for `sha256` at once, in a thread of its own, so that the file need not be read
+    again for it; such a tensor must not be changed in place.
     Raises FormatError for damaged files and pickles with code, ModelError for missing files. A context manager; one
     thread may read at a time.
     """
@@ -42,6 +46,8 @@ class TensorFile:
         self.path = path
         self._digest = hashlib.sha256() if hashed else None
         self._hashed_to = 0
+        self._hasher = ThreadPoolExecutor(1) if hashed else None
+        self._waiting: deque[Future[None]] = deque()
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         self._places: dict[str, tuple[int, int]] = {}
@@ -78,6 +84,7 @@ class TensorFile:
         """
         if self._digest is None:
             raise ValueError("the file was not opened to be hashed")
+        self._wait_for_hashes(0)
         try:
             with self.path.open("rb") as file:
                 file.seek(self._hashed_to)
@@ -96,9 +103,14 @@ class TensorFile:
             return
         gap = bytearray(begin - self._hashed_to)
         self._fill(memoryview(gap), self._hashed_to)
-        self._digest.update(gap)
-        self._digest.update(view)
+        for part in (gap, view):
+            self._waiting.append(self._hasher.submit(self._digest.update, part))
         self._hashed_to = end
+        self._wait_for_hashes(2 * _MAX_WAITING)
+
+    def _wait_for_hashes(self, allowed: int) -> None:
+        while len(self._waiting) > allowed:
+            self._waiting.popleft().result()
 
     def _fill(self, view: memoryview, begin: int) -> None:
         self._file.seek(begin)
@@ -113,6 +125,8 @@ class TensorFile:
         """Forget the file."""
         if self._file is not None:
             self._file.close()
+        if self._hasher is not None:
+            self._hasher.shutdown()
         self._tensors = {}
 
     def __enter__(self) -> TensorFile:
