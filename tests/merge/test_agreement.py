@@ -4,11 +4,10 @@ What it defines differently, and why we do not follow, is listed in docs/merging
 """
 
 import pytest
+import sd_mecha
 import torch
 
 from extensions_lib.merge import differences, methods
-
-sd_mecha = pytest.importorskip("sd_mecha", reason="sd-mecha is not installed")
 
 
 def theirs(name, *tensors, **parameters):
