@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ConfigError, Problem
 from .codec import dump, load_settings
 from .field import Setting, settings_of
+from .files import PruneConfig
 from .merge import MergeConfig
 from .networks import BakeConfig, ExtractConfig, ResizeConfig
 from .rebuild import RebuildConfig
@@ -43,6 +44,7 @@ TOOLS: dict[str, Tool] = {
     "bake": Tool("Bake LoRAs into a checkpoint", "Bake LoRA files into a checkpoint.", BakeConfig, "checkpoint"),
     "extract": Tool("Extract a LoRA", "Make a LoRA of the difference of two checkpoints.", ExtractConfig, "lora"),
     "resize": Tool("Resize a LoRA", "Make a LoRA smaller: fewer directions a layer.", ResizeConfig, "lora"),
+    "prune": Tool("Prune, cast and repair", "Make a checkpoint smaller, and repair it.", PruneConfig, "checkpoint"),
     "rebuild": Tool("Rebuild from a recipe", "Make a file again from its recipe and its models.", RebuildConfig, ""),
 }
 

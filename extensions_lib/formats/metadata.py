@@ -16,6 +16,8 @@ from .. import __version__
 _REFERENCE = "https://github.com/Stability-AI/generative-models"
 # Known to ModelSpec from this version on.
 _NEGATIVE = {"modelspec.sai_model_spec": "1.0.1", "modelspec.is_negative_embedding": "true"}
+# Hashes of the tensors that a header repeats: they hold only for these tensors.
+HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 _NOT_IN_ALIASES = re.compile(r"[:<>,]")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ from ..formats.recognise import Recognised, recognise
 from ..formats.safetensors_io import TensorInfo
 from ..formats.tensor_file import TensorFile
 from ..models.family import SD1, SD2, SDXL
-from ..models.ldm import modern_names
+from ..models.ldm import AVERAGED_WEIGHTS, modern_names
 from ..models.prediction import known_prediction_type
 from .blocks import BLOCK_MAPS
 
@@ -28,12 +28,14 @@ PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
 PART_TITLES = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 VAE_PREFIX = PARTS["vae"][0]
 INPUT_WEIGHT = "model.diffusion_model.input_blocks.0.0.weight"
-_COPY_OF_WEIGHTS = "model_ema."  # no WebUI reads it
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint's header. `infos` are under present-day names; `renamed` maps those the file calls otherwise."""
+    """A checkpoint's header. `infos` are under present-day names; `renamed` maps those the file calls otherwise.
+
+    `averaged` are the copies of the weights that a training averaged, under the file's own names (`model_ema.`).
+    """
 
     path: Path
     infos: Mapping[str, TensorInfo]
@@ -41,6 +43,7 @@ class Model:
     metadata: Mapping[str, str]
     recognised: Recognised
     prediction_type: str | None = None
+    averaged: Mapping[str, TensorInfo] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -57,28 +60,29 @@ class Model:
 
 
 def read_model(path: Path) -> Model:
-    """A checkpoint that can be merged. Its tensors are not read, unless it is a pickle.
+    """A checkpoint. Its tensors are not read, unless it is a pickle.
 
     Raises FormatError for damaged files and pickles with code, ModelError for a missing file; MergeError for anything
     but a single-file checkpoint of Stable Diffusion 1, 2 or XL.
     """
     if path.is_dir():
-        raise MergeError(f"{path} is a folder; merging takes single files.", "Convert it to a single checkpoint first.")
+        raise MergeError(f"{path} is a folder; a single file is needed.", "Convert it to a single checkpoint first.")
     with TensorFile(path) as file:
         infos, metadata = dict(file.infos), dict(file.metadata)
     renamed = modern_names({name: info.shape for name, info in infos.items()})
     modern = {old: new for new, old in renamed.items()}
-    infos = {modern.get(name, name): info for name, info in infos.items() if not name.startswith(_COPY_OF_WEIGHTS)}
+    averaged = {name: info for name, info in infos.items() if name.startswith(AVERAGED_WEIGHTS)}
+    infos = {modern.get(name, name): info for name, info in infos.items() if name not in averaged}
     recognised = recognise(infos)
     is_checkpoint = recognised.kind in ("checkpoint", "unet") and INPUT_WEIGHT in infos
     if not is_checkpoint or recognised.family not in BLOCK_MAPS:
         what = " ".join(text for text in (recognised.family, recognised.kind) if text)
         raise MergeError(
-            f"{path.name} cannot be merged: it was recognised as '{what}'.",
+            f"{path.name} is no checkpoint that can be used here: it was recognised as '{what}'.",
             "Choose single-file checkpoints of Stable Diffusion 1, 2 or XL.",
         )
     prediction_type = known_prediction_type(path, infos, FAMILIES[recognised.family])
-    return Model(path, infos, renamed, metadata, recognised, prediction_type)
+    return Model(path, infos, renamed, metadata, recognised, prediction_type, averaged)
 
 
 @dataclass(frozen=True)

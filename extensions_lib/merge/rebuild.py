@@ -16,6 +16,7 @@ from .bake import OWN_BAKE, bake, plan_bake
 from .execute import execute
 from .plan import plan_merge
 from .progress import Emit, hash_with_progress
+from .prune import OWN_PRUNE, plan_prune, prune, prune_settings
 from .recipe import OWN_RECIPE, Parent, Recipe, recipe_from_json
 from .writing import HashOf, Merged
 
@@ -43,7 +44,7 @@ def read_recipe(path: Path) -> Recipe:
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the name.") from error
     metadata = read_header(path)[1] if path.suffix.lower() == ".safetensors" else {}
-    text = metadata.get(OWN_RECIPE) or metadata.get(OWN_BAKE)
+    text = metadata.get(OWN_RECIPE) or metadata.get(OWN_BAKE) or metadata.get(OWN_PRUNE)
     if text is None:
         raise FormatError(f"{path.name} holds no recipe of a merge made here.", "Choose a file merged by Train Studio.")
     return recipe_from_json(text, path.name)
@@ -81,6 +82,9 @@ def rebuild(
         merged = bake(
             plan_bake(load_tool("bake", {**_bake_settings(recipe, found), **place})), control, emit, recipe=recipe
         )
+    elif "ema" in recipe.settings:
+        config = load_tool("prune", {**prune_settings(recipe, found), **place})
+        merged = prune(plan_prune(config), control, emit, recipe=recipe).merged
     else:
         merged = execute(
             plan_merge(load_tool("merge", {**_settings(recipe, found), **place})), control, emit, recipe=recipe

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config.files import PruneConfig
 from ..config.merge import MergeConfig
 from ..config.networks import BakeConfig, ExtractConfig, ResizeConfig
 from ..config.rebuild import RebuildConfig
@@ -17,6 +18,7 @@ from .execute import execute
 from .extract import extract
 from .plan import plan_merge
 from .progress import Emit
+from .prune import plan_prune, prune
 from .ranks import Reduced
 from .rebuild import rebuild
 from .resize import resize
@@ -63,6 +65,11 @@ def _resize(config: ResizeConfig, control: JobControl, emit: Emit, hash_of: Hash
     return _reduced(resize(config, control, emit, hash_of=hash_of))
 
 
+def _prune(config: PruneConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    pruned = prune(plan_prune(config), control, emit, hash_of=hash_of)
+    return replace(_checkpoint(pruned.merged), text=pruned.text)
+
+
 def _rebuild(config: RebuildConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
     output = Path(config.folder) / f"{config.name}.safetensors"
     folders = [Path(each.path) for each in config.models]
@@ -91,5 +98,6 @@ RUNNERS: dict[str, Callable[..., ToolResult]] = {
     "bake": _bake,
     "extract": _extract,
     "resize": _resize,
+    "prune": _prune,
     "rebuild": _rebuild,
 }
