@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from .control import JobControl
+from .errors import HostError
 from .events import Event
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Parked = Callable[[], AbstractContextManager[None]]
 
@@ -104,12 +109,82 @@ class AccessPolicy:
     hide_paths: bool = False
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that is in no file: its header, and what makes its tensors, one at a time.
+
+    `title` says what it is made of, in short. `shapes` by present-day checkpoint name. `prediction_type` is 'epsilon',
+    'v_prediction', or None where nothing says it. `tensors` gives name and value on the CPU; to be closed when not all
+    are taken; raises ExtensionError, and JobStopped when the control was asked to stop.
+    """
+
+    title: str
+    family: str
+    prediction_type: str | None
+    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Callable[[JobControl, Callable[[Event], object]], Generator[tuple[str, Tensor], None, None]]
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """What is tried in the host's model.
+
+    `state`: 'none', 'applying' (`done` of `total` tensors), 'on' or 'undoing'. `title` is the candidate's, `model` the
+    host's name of the model it is in, `text` why there is none: what went wrong, or how it ended.
+    """
+
+    state: str = "none"
+    title: str = ""
+    model: str = ""
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+class Trials(Protocol):
+    """A candidate in the place of the host's loaded model, for its next pictures. `refusal`: why not here, or ''."""
+
+    refusal: str
+
+    def try_on(self, candidate: Candidate) -> None:
+        """Begin to put it into the loaded model, after the host's other work; `current` says how it goes.
+
+        Raises HostError where that is not possible, JobStateError while another one is being put in or taken out.
+        """
+
+    def undo(self) -> None:
+        """Begin to give the host its own model back, bit by bit as it was. Raises as `try_on`."""
+
+    def current(self) -> TrialStatus:
+        """Waits for nobody."""
+
+
+class NoTrials:
+    """A host whose model cannot be changed, and the reason."""
+
+    def __init__(self, refusal: str) -> None:
+        """`refusal` is a sentence for the user."""
+        self.refusal = refusal
+
+    def try_on(self, candidate: Candidate) -> None:
+        """Raises HostError."""
+        raise HostError(self.refusal, "Save it as a checkpoint and choose that.")
+
+    def undo(self) -> None:
+        """Nothing to do."""
+
+    def current(self) -> TrialStatus:
+        """There is none."""
+        return TrialStatus(text=self.refusal)
+
+
 class Host(Surroundings, Protocol):
     """What the page and the API need besides. `reads_words_in_loras`: an embedding inside a LoRA file takes effect."""
 
     name: str
     has_prompt: bool
     reads_words_in_loras: bool
+    trials: Trials
 
     def folders(self) -> HostFolders:
         """The host's folders, from its own options."""

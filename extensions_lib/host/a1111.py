@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..events import Event
-from ..ports import AccessPolicy, BaseModel, HostFolders, Parked, Published
+from ..ports import AccessPolicy, BaseModel, HostFolders, NoTrials, Parked, Published, Trials
 from . import folders, results, settings
 from .a1111_memory import A1111Memory
 from .detect import A1111, FORGE, host_name
@@ -16,6 +16,7 @@ from .forge import ForgeMemory
 from .lease import HostMemory, Lease
 from .mirror import ProgressMirror
 from .requirements import missing_error
+from .trial import WebuiTrials
 
 
 class WebuiHost:
@@ -32,6 +33,10 @@ class WebuiHost:
         memory: HostMemory = A1111Memory() if self.name == A1111 else ForgeMemory(self.name)
         self._mirror = ProgressMirror()
         self.lease = Lease(call_queue.queue_lock, memory, on_lend=self._mirror.clear)
+        reason = (
+            f"{self.name} keeps its own copy of every weight and would go back to it; AUTOMATIC1111's WebUI does not."
+        )
+        self.trials: Trials = WebuiTrials(self.lease) if self.name == A1111 else NoTrials(reason)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """See `Lease.exclusive`. Raises HostError when packages are missing, too."""

@@ -84,7 +84,13 @@ def generation_script() -> type:
             """Before anything of a picture is computed."""
             from .generation import before_generation
 
-            before_generation(studio().host.lease, p)
+            before_generation(studio().host, p)
+
+        def process(self, p: Any, *args: Any) -> None:
+            """Before anything of a picture is computed, with the settings and the model that it asked for."""
+            from .generation import mark_trial
+
+            mark_trial(studio().host, p)
 
     return TrainStudioScript
 

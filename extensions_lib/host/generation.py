@@ -1,11 +1,14 @@
-"""A picture that somebody generates while a training runs."""
+"""A picture that somebody generates while a training runs, or while a merge is on trial."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import settings
-from .lease import Lease
+from .trial import WebuiTrials
+
+if TYPE_CHECKING:
+    from .a1111 import WebuiHost
 
 REFUSAL = (
     "No picture: a training of Train Studio is running, and the settings say that it is not to be interrupted. "
@@ -13,8 +16,9 @@ REFUSAL = (
 )
 
 
-def before_generation(lease: Lease, processing: Any) -> None:
+def before_generation(host: WebuiHost, processing: Any) -> None:
     """Called by the thread that is about to generate, with the queue lock in its hands."""
+    lease = host.lease
     if not lease.is_lent:
         return
     if settings.refuses_generation():
@@ -26,3 +30,9 @@ def before_generation(lease: Lease, processing: Any) -> None:
         processing.extra_generation_params["Train Studio"] = REFUSAL
     else:
         lease.make_room()
+
+
+def mark_trial(host: WebuiHost, processing: Any) -> None:
+    """Called by the thread that generates when the picture's own settings, its checkpoint too, are in force."""
+    if isinstance(host.trials, WebuiTrials):
+        host.trials.mark(processing)

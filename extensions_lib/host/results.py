@@ -16,6 +16,7 @@ from .checkpoints import publish_checkpoint
 from .detect import A1111, FORGE
 from .folders import loaded_model, result_folder
 from .hypernetworks import publish_hypernetwork
+from .loras import take_loras_out
 
 MISSED_LORA_HINT = "Press the refresh button of the LoRA cards; if it stays away, look at the WebUI's log."
 FORGE_TEXT_ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
@@ -74,24 +75,13 @@ def _publish_lora(path: Path, num_modules: int, host_name: str) -> Published:
         networks.load_lora_state_dict.cache_clear()
         model.current_lora_hash = ""
         return Published(tag, is_usable=True)
-    _take_loras_out(networks, model)
+    take_loras_out(networks, model)
     networks.networks_in_memory.pop(path.stem, None)
     num_matched = len(networks.load_network(path.stem, listed).modules)
     if num_matched == 0:
         title = model.sd_checkpoint_info.title
         return Published(f"{tag}, but made for another kind of model than {title}, which is loaded", is_usable=False)
     return Published(f"{tag}, {num_matched} of {num_modules} modules matched", is_usable=num_matched >= num_modules)
-
-
-def _take_loras_out(networks: Any, model: Any) -> None:
-    """The layers keep the weights of the last generation's LoRAs, and compare only names before they do so again."""
-    import torch
-
-    with torch.no_grad():
-        for module in getattr(model, "network_layer_mapping", {}).values():
-            if getattr(module, "network_current_names", ()):
-                networks.network_restore_weights_from_backup(module)
-                module.network_current_names = ()
 
 
 def _publish_embedding(path: Path, num_modules: int, host_name: str) -> Published:

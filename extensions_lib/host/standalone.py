@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.artefacts import ARTEFACTS
 from ..events import Event
-from ..ports import AccessPolicy, BaseModel, Credentials, HostFolders, Parked, Published
+from ..ports import AccessPolicy, BaseModel, Credentials, HostFolders, NoTrials, Parked, Published
 from ..practice import BADGE_FOLDER, SUBJECTS_FOLDER, practice_checkpoint
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class StandaloneHost:
     name = "standalone"
     has_prompt = False
     reads_words_in_loras = True
+    trials = NoTrials("This page draws no pictures of its own: there is no model to try it in.")
 
     def __init__(self, folder: Path, *, is_open: bool = False) -> None:
         self._folder = folder.resolve()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +83,8 @@ class BakePlan:
         return [self.model.path, *(network.path for network in self.networks)]
 
 
-def plan_bake(config: BakeConfig) -> BakePlan:
-    """Read the files and the checkpoint's header, and decide. Nothing is written.
+def plan_bake(config: BakeConfig, *, in_memory: bool = False) -> BakePlan:
+    """Read the files and the checkpoint's header, and decide. Nothing is written. `in_memory`: nor will it be.
 
     Raises MergeError when a file does not fit the checkpoint, naming the layers, FormatError and ModelError for files
     that cannot be used, OutputError and DiskFullError when the result could not be written.
@@ -109,7 +109,8 @@ def plan_bake(config: BakeConfig) -> BakePlan:
     infos = {name: result_info(config, info, name) for name, info in model.infos.items()}
     output = Path(config.folder) / f"{config.name}.safetensors"
     plan = BakePlan(config, model, tuple(networks), output, infos, additions, tuple(warnings))
-    check_output(output, plan.sources, sum(map(num_bytes, infos.values())), overwrite=config.overwrite)
+    if not in_memory:
+        check_output(output, plan.sources, sum(map(num_bytes, infos.values())), overwrite=config.overwrite)
     return plan
 
 
@@ -135,6 +136,15 @@ def bake(
     return write_made(
         writing, lambda files: _tensors(plan, files[0], control, emit), control, emit, hash_of=hash_of, recipe=recipe
     )
+
+
+def baked_tensors(plan: BakePlan, control: JobControl, emit: Emit) -> Generator[tuple[str, Tensor], None, None]:
+    """Name and value of every tensor of the result, in the order of a file; nothing is written.
+
+    To be closed when not all are taken. Raises as `bake`.
+    """
+    with TensorFile(plan.model.path) as file:
+        yield from _tensors(plan, file, control, emit)
 
 
 def _check_fit(

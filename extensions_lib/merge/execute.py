@@ -6,7 +6,7 @@ models are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -49,7 +49,7 @@ def execute(
     )
 
 
-def merged_tensors(plan: MergePlan, control: JobControl, emit: Emit) -> Iterator[tuple[str, Tensor]]:
+def merged_tensors(plan: MergePlan, control: JobControl, emit: Emit) -> Generator[tuple[str, Tensor], None, None]:
     """Name and value of every tensor of the result, in the order of a file; nothing is written.
 
     To be closed when not all are taken. Raises as `execute`.

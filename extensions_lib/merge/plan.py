@@ -79,8 +79,8 @@ def unet_source(config: MergeConfig) -> int:
     return 0 if config.unet == "merge" else MODEL_LETTERS.index(config.unet)
 
 
-def plan_merge(config: MergeConfig) -> MergePlan:
-    """Look at every file's header and decide. Nothing is written.
+def plan_merge(config: MergeConfig, *, in_memory: bool = False) -> MergePlan:
+    """Look at every file's header and decide. Nothing is written. `in_memory`: nor will it be, wherever it would go.
 
     Raises MergeError when the models do not fit each other or the settings, FormatError and ModelError for files that
     cannot be used, OutputError and DiskFullError when the result could not be written.
@@ -98,7 +98,8 @@ def plan_merge(config: MergeConfig) -> MergePlan:
     output = Path(config.folder) / f"{config.name}.safetensors"
     plan = MergePlan(config, models, vae, output, tensors, tuple(_warnings(config, models)))
     sources = [model.path for model in models] + ([vae.path] if vae else [])
-    check_output(output, sources, plan.num_bytes, overwrite=config.overwrite)
+    if not in_memory:
+        check_output(output, sources, plan.num_bytes, overwrite=config.overwrite)
     return plan
 
 
