@@ -49,6 +49,32 @@ def extended(embeddings: nn.Module, rows: Tensor) -> Iterator[ExtendedEmbedding]
         embeddings.token_embedding = table
 
 
+@contextmanager
+def looked_up(token_embedding: nn.Module, rows: Tensor, first: int) -> Iterator[None]:
+    """Within the context the ids `first`, `first` + 1, ... stand for `rows` (V, D), which are not trained.
+
+    It acts through hooks, so that names and values of the model stay; other ids go to `token_embedding` as before.
+    """
+    asked: list[Tensor] = []
+
+    def before(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        ids = arguments[0]
+        asked.append(ids)
+        return (ids.masked_fill((ids >= first) & (ids < first + len(rows)), 0),)
+
+    def after(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        places = asked.pop() - first
+        found = functional.embedding(places.clamp(0, len(rows) - 1), rows.to(output.device, output.dtype))
+        return torch.where(((places >= 0) & (places < len(rows))).unsqueeze(-1), found, output)
+
+    hooks = (token_embedding.register_forward_pre_hook(before), token_embedding.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def initial_rows(table: Tensor, ids: Sequence[int], num_vectors: int) -> Tensor:
     """(V, D) start vectors: row i is that of token floor(i * L / V) of the L given `ids`; zeros when there are none.
 

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from .field import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownEmbedding:
+    """An embedding whose word the captions may use."""
+
+    path: str = option(help="The file; its name without the ending is the word.", file="embedding")
+
+    @property
+    def word(self) -> str:
+        """What captions and prompts call it."""
+        return PurePath(self.path).stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +52,15 @@ class DatasetConfig:
         "[name], [filewords]",
         help="Text with [name] and [filewords], the name of a built-in template (subject, style, "
         "subject_filewords, style_filewords, filewords) or the path of a template file.",
+    )
+    embeddings: tuple[KnownEmbedding, ...] = option(
+        (),
+        help="Embedding files that stay as they are and whose words captions and prompts may use, as in the WebUI. "
+        "One a line.",
+        item=KnownEmbedding,
+        of_line=lambda line: {"path": line.strip()},
+        to_line=lambda entry: entry["path"],
+        advanced=True,
     )
     shuffle_tags: bool = option(False, help="Shuffle comma-separated tags each time a caption is used.")
     keep_first_tags: int = option(1, help="How many leading tags stay in place when shuffling.", min=0, max=100)

@@ -101,6 +101,8 @@ def named_paths(config: TrainJobConfig) -> Iterator[NamedPath]:
 def _embedding_files(config: TrainJobConfig) -> Iterator[NamedPath]:
     method = config.method
     files = {"method.embedding_start_from": getattr(method, "embedding_start_from", "")}
+    for index, known in enumerate(config.dataset.embeddings):
+        files[f"dataset.embeddings[{index}].path"] = known.path
     for index, word in enumerate(getattr(method, "further_words", ())):
         files[f"method.further_words[{index}].start_from"] = word.start_from
     for setting, path in files.items():

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.job import TrainJobConfig
@@ -62,8 +63,12 @@ def captions_of(
 
 def _new_tokens(config: TrainJobConfig, tokenizer: PromptTokenizer) -> dict[str, list[int]]:
     """The words as the training will attach them."""
+    from ..formats.embedding import read_embedding
+
+    files = {each.word: read_embedding(Path(each.path), each.word) for each in config.dataset.embeddings}
+    known = {word: len(next(iter(file.vectors.values()))) for word, file in files.items()}
     tokens, first = {}, tokenizer.num_vocabulary
-    for word, num_vectors in config.new_words.items():
+    for word, num_vectors in {**config.new_words, **known}.items():
         tokens[word] = list(range(first, first + num_vectors))
         first += num_vectors
     return tokens

@@ -23,6 +23,7 @@ def draw_previews(
 
     from ..formats.atomic import write_bytes_atomic
     from ..methods.catalogue import make_method
+    from ..methods.known_words import with_known_words
     from ..training.build import choose_device, job_precision, load_model
     from ..training.previews import Previewer, no_boundary
     from ..training.run_state import load_newest
@@ -40,7 +41,10 @@ def draw_previews(
         word = PreviewPrompt(prompt="", negative_prompt="[name]", seed=seed)
     chosen = asked or config.preview.prompts or (word,)
     method = make_method(config.method, config.output)
-    with method.attach(bundle, config.trigger_word, torch.Generator().manual_seed(0)) as trainable:
+    with (
+        method.attach(bundle, config.trigger_word, torch.Generator().manual_seed(0)) as trainable,
+        with_known_words(bundle, trainable, config.dataset.embeddings),
+    ):
         trainable.load_state(state.tensors["trainable"])
         with tempfile.TemporaryDirectory() as scratch:
             _, grid = Previewer(config, bundle, trainable, chosen, Path(scratch), no_boundary).draw(state.step)

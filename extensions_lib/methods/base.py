@@ -33,7 +33,8 @@ class ParamGroup:
 class Trainable:
     """What a method put onto a model.
 
-    `module` owns every parameter that is trained, float32. `tokens` maps a placeholder to its extra token ids.
+    `module` owns every parameter that is trained, float32. `tokens` maps a placeholder to its extra token ids;
+    `known_tokens` those of words that the base model was given besides and that are not trained.
     `trains_text_encoder` forbids caching of text states. `constraints` keep parameters within the method's bounds: each
     is called, without gradient, after every update.
     """
@@ -42,7 +43,13 @@ class Trainable:
     groups: tuple[ParamGroup, ...]
     trains_text_encoder: bool
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    known_tokens: dict[str, list[int]] = field(default_factory=dict)
     constraints: tuple[Callable[[], None], ...] = ()
+
+    @property
+    def all_tokens(self) -> dict[str, list[int]]:
+        """Every word that captions and prompts may use, with its ids."""
+        return {**self.known_tokens, **self.tokens}
 
     def parameters(self) -> list[nn.Parameter]:
         """Every trained parameter, in the order of the groups."""

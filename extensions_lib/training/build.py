@@ -222,7 +222,7 @@ def make_conditioner(prepared: Prepared, trainable: Trainable, config: TrainJobC
     """Text states; each caption is encoded once where that is legal."""
     is_frozen = not trainable.trains_text_encoder and prepared.train.captions.is_constant
     return TextConditioner(
-        prepared.bundle, clip_skip=config.training.clip_skip, tokens=trainable.tokens, is_frozen=is_frozen
+        prepared.bundle, clip_skip=config.training.clip_skip, tokens=trainable.all_tokens, is_frozen=is_frozen
     )
 
 

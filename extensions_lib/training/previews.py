@@ -93,7 +93,7 @@ class Previewer:
             guidance_scale=prompt.guidance_scale,
             sampler=prompt.sampler,
             clip_skip=self.config.training.clip_skip,
-            tokens=self.trainable.tokens,
+            tokens=self.trainable.all_tokens,
             boundary=self.boundary,
             adapters=(self.trainable.module,),
         )

@@ -26,8 +26,10 @@ from ..events import (
     ValidationMeasured,
     Warned,
 )
+from ..formats.embedding import read_embedding
 from ..methods.base import Trainable, TrainMethod
 from ..methods.catalogue import make_method
+from ..methods.known_words import with_known_words
 from ..ports import ALONE, Surroundings
 from .actions import Actions, Every
 from .build import (
@@ -80,6 +82,8 @@ def check_before_start(config: TrainJobConfig, run_folder: Path | None = None) -
     own_results = claimed_results(run_folder) if run_folder else frozenset()
     check_output(config, make_method(config.method, config.output), own_results)
     make_learning_rates(config)
+    for known in config.dataset.embeddings:
+        read_embedding(Path(known.path), known.word)
 
 
 def completed_steps(state_folder: Path) -> int:
@@ -142,6 +146,7 @@ def _train(
     generator = torch.Generator().manual_seed(config.training.seed)
     with (
         method.attach(prepared.bundle, config.trigger_word, generator) as trainable,
+        with_known_words(prepared.bundle, trainable, config.dataset.embeddings),
         _training_mode(prepared, trainable, config),
     ):
         check_room(config, method, prepared.bundle, trainable, folders.run)

@@ -24,7 +24,8 @@ NOT_SHOWN = {"job.schema_version", "job.preset", "output.folder", "output.runs_f
 # On the upper part of the page, and not among the start values.
 FAMILY = "job.family"  # follows from the base model; its control is hidden
 ESSENTIAL = ("job.name", "job.base_model", FAMILY, "dataset.folder", "dataset.trigger_word")
-PATHS = {"job.base_model", "job.vae", "dataset.folder", "dataset.validation_folder", "prior.folder", *(
+PATHS = {"job.base_model", "job.vae", "dataset.folder", "dataset.validation_folder", "dataset.embeddings",
+    "prior.folder", *(
     f"{kind}.start_from" for kind in METHOD_CONFIGS), "pivotal.embedding_start_from"}  # fmt: skip
 PROMPTS = "preview.prompts"
 PROMPT_SECTION = "prompt"
