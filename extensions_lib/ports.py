@@ -90,7 +90,7 @@ class HostFolders:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A checkpoint the user can choose; `title` is the host's name for it."""
+    """A checkpoint, or another model file, the user can choose; `title` is the host's name for it."""
 
     title: str
     path: Path
@@ -191,6 +191,9 @@ class Host(Surroundings, Protocol):
 
     def base_models(self) -> tuple[BaseModel, ...]:
         """The checkpoints the host lists, in its order."""
+
+    def model_files(self, kind: str) -> tuple[BaseModel, ...]:
+        """The files of a kind that a user can choose: 'lora', 'embedding', 'hypernetwork' or 'vae', by name."""
 
     def selected_base_model(self) -> Path | None:
         """The checkpoint the host has loaded or would load; None when there is none. Loads nothing."""

@@ -15,6 +15,7 @@ from .detect import A1111, FORGE, host_name
 from .forge import ForgeMemory
 from .lease import HostMemory, Lease
 from .mirror import ProgressMirror
+from .model_files import files_below
 from .requirements import missing_error
 from .trial import WebuiTrials
 
@@ -66,6 +67,10 @@ class WebuiHost:
     def base_models(self) -> tuple[BaseModel, ...]:
         """See `folders.base_models`."""
         return folders.base_models()
+
+    def model_files(self, kind: str) -> tuple[BaseModel, ...]:
+        """See `folders.model_folders`."""
+        return files_below(folders.model_folders(kind), kind)
 
     def selected_base_model(self) -> Path | None:
         """See `folders.selected_base_model`."""

@@ -36,6 +36,17 @@ def result_folder(kind: str) -> Path:
     return _flag(flag, default)
 
 
+def model_folders(kind: str) -> tuple[Path, ...]:
+    """Where the host looks for files of a kind that can be chosen: as `result_folder`, and 'vae'."""
+    from modules import paths_internal
+
+    models = Path(paths_internal.models_path)
+    if kind == "vae":
+        return tuple(folder for folder in (models / "VAE", _flag("vae_dir", None)) if folder is not None)
+    further = (_flag("lyco_dir_backcompat", models / "LyCORIS"),) if kind == "lora" else ()
+    return (result_folder(kind), *further)
+
+
 def base_models() -> tuple[BaseModel, ...]:
     """The checkpoints in the order of the host's own list."""
     from modules import sd_models

@@ -13,6 +13,7 @@ from ..config.artefacts import ARTEFACTS
 from ..events import Event
 from ..ports import AccessPolicy, BaseModel, Credentials, HostFolders, NoTrials, Parked, Published
 from ..practice import BADGE_FOLDER, SUBJECTS_FOLDER, practice_checkpoint
+from .model_files import files_below
 
 if TYPE_CHECKING:
     from ..jobs.manager import JobManager
@@ -65,6 +66,10 @@ class StandaloneHost:
         """The practice model, and what lies in the folder of checkpoints."""
         own = sorted(self.folders().checkpoints.glob("*.safetensors"))
         return (BaseModel(PRACTICE_TITLE, practice_checkpoint()), *(BaseModel(path.name, path) for path in own))
+
+    def model_files(self, kind: str) -> tuple[BaseModel, ...]:
+        """What lies in the folder of a kind: 'loras', 'embeddings', 'vaes', ..."""
+        return files_below([self._folder / f"{kind}s"], kind)
 
     def selected_base_model(self) -> Path:
         """The practice model."""
