@@ -1,4 +1,4 @@
-"""Baking LoRA-family files into a checkpoint, extracting and resizing LoRAs: the settings of these commands."""
+"""Baking LoRA-family files into a checkpoint, and making LoRAs from others: the settings of these commands."""
 
 from __future__ import annotations
 
@@ -48,7 +48,14 @@ _CRITERION_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LowRankConfig(ToolConfig):
+class LoraToolConfig(ToolConfig):
+    """A LoRA-family file."""
+
+    dtype: str = option("fp16", help="Number format of the result.", choices=DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankConfig(LoraToolConfig):
     """A LoRA of the directions of each layer that say most."""
 
     rank: int = option(32, help="Directions per layer, at most.", min=1, max=1024)
@@ -56,7 +63,6 @@ class _LowRankConfig(ToolConfig):
     threshold: float = option(
         0.0, help="For the criterion: a ratio of 1 or more, or a share up to 1. None for rank.", min=0.0
     )
-    dtype: str = option("fp16", help="Number format of the result.", choices=DTYPES)
 
     def problems(self) -> list[Problem]:
         """Mistakes that only several settings together make."""
@@ -64,19 +70,27 @@ class _LowRankConfig(ToolConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(_LowRankConfig):
+class ExtractConfig(LowRankConfig):
     """A LoRA with the difference of two checkpoints."""
 
     base: str = option(help="The checkpoint that the LoRA will be used with.", file="checkpoint")
     tuned: str = option(help="The checkpoint whose difference from it is wanted.", file="checkpoint")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResizeConfig(_LowRankConfig):
-    """A LoRA with fewer directions."""
+_BIASES_HELP = (
+    "What changes the bias of a layer has no place beside factors. keep: such layers stay whole; drop: it is left out, "
+    "and counts as such."
+)
+BIASES = ("keep", "drop")
 
-    network: str = option(help="The LoRA or LoCon.", file="lora")
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeConfig(LowRankConfig):
+    """A LoRA with fewer directions, or one of factors from another kind."""
+
+    network: str = option(help="A LoRA, LoCon, LoHa, LoKr or full difference.", file="lora")
     rank: int = option(16, help="Directions per layer, at most.", min=1, max=1024)
+    biases: str = option("keep", help=_BIASES_HELP, choices=BIASES, advanced=True)
 
 
 def _about_threshold(criterion: str, threshold: float) -> list[Problem]:

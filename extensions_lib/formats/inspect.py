@@ -123,23 +123,12 @@ def _difference(found: Mapping[str, LayerChange], expected: Mapping[str, Tensor]
 
 
 def _from_header(path: Path, header: Header, metadata: Mapping[str, str]) -> tuple[Recognised, dict[str, object]]:
-    found = recognise(header)
+    found = recognise(header, metadata)
     if found.kind == "lora":
-        return _with_stated_family(found, metadata), _lora_details(path, header)
+        return found, _lora_details(path, header)
     if found.kind == "embedding":
         return found, {"shapes": {name: list(info.shape) for name, info in header.items()}}
     return found, {"parts": list(found.parts)} if found.parts else {}
-
-
-def _with_stated_family(found: Recognised, metadata: Mapping[str, str]) -> Recognised:
-    """What the tensors leave open (other widths, no attention) the metadata may say, by the WebUI's own rules."""
-    if found.family:
-        return found
-    if metadata.get("ss_base_model_version", "").startswith("sdxl_"):
-        return Recognised(found.kind, "sdxl", found.variant)
-    if metadata.get("ss_v2") == "True":
-        return Recognised(found.kind, "sd2", found.variant)
-    return Recognised(found.kind, "sd1" if "ss_base_model_version" in metadata else "", found.variant)
 
 
 def _lora_details(path: Path, header: Header) -> dict[str, object]:

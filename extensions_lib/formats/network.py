@@ -8,7 +8,7 @@ R rank. Source of the arithmetic: LyCORIS, `docs/Algo-Details.md`; where readers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,11 @@ from torch import Tensor
 
 from ..errors import FormatError, KeyMismatchError
 from .checkpoint import read_checkpoint
+from .keys import kernel_size
 from .suffixes import lora_algorithms, tensors_by_layer
+
+DOWN, UP, ALPHA, SCALE, DORA_SCALE = "lora_down.weight", "lora_up.weight", "alpha", "scale", "dora_scale"
+_CORE = "lora_mid.weight"
 
 Tensors = Mapping[str, Tensor]
 
@@ -34,14 +38,32 @@ class LayerChange:
     tensors: dict[str, Tensor]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the base weight this change fits: (O, I), (O, I, kh, kw), a norm layer's (O,).
+
+        Where the tensors leave the kernel open, it is the one that layers of this name have.
+        """
+        shape = _ALGORITHMS[self.algorithm].shape(self.tensors)
+        kernel = kernel_size(self.name)
+        if len(shape) == 2 and kernel > 1 and shape[1] % kernel**2 == 0:
+            return (shape[0], shape[1] // kernel**2, kernel, kernel)
+        return shape
+
+    @property
     def flat_shape(self) -> tuple[int, int]:
         """(O, F) of the base weight this change fits; (O, 1) of a norm layer's."""
-        return _ALGORITHMS[self.algorithm].flat_shape(self.tensors)
+        outputs, *inputs = _ALGORITHMS[self.algorithm].shape(self.tensors)
+        return outputs, math.prod(inputs)
+
+    @property
+    def needs_base(self) -> bool:
+        """What it adds depends on the base weight: a DoRA."""
+        return DORA_SCALE in self.tensors
 
     def fits(self, weight_shape: tuple[int, ...]) -> bool:
         """Whether a base weight of this shape, (O,), (O, I) or (O, I, kh, kw), can be changed so."""
         outputs, *inputs = weight_shape
-        scale = self.tensors.get("dora_scale")
+        scale = self.tensors.get(DORA_SCALE)
         fits_scale = scale is None or tuple(scale.shape) == _scale_shape(weight_shape)
         return self.flat_shape == (outputs, math.prod(inputs)) and fits_scale
 
@@ -56,10 +78,23 @@ class LayerChange:
                 f"({self.algorithm}) is for {self.flat_shape}{self._scale_text()}.",
                 "Choose a file made for this kind of model; a dora_scale must be of the form (1, inputs).",
             )
-        change = _ALGORITHMS[self.algorithm].product(self.tensors).reshape(base.shape) * self.scale
-        if "dora_scale" in self.tensors:
-            change = decomposed(base.detach().to("cpu", torch.float32), change, self.tensors["dora_scale"])
+        change = self.undecomposed().reshape(base.shape)
+        if self.needs_base:
+            change = decomposed(base.detach().to("cpu", torch.float32), change, self.tensors[DORA_SCALE])
         return change * multiplier
+
+    def undecomposed(self) -> Tensor:
+        """What is added to any base weight at strength 1, float32, of `shape`; of a DoRA without its lengths."""
+        return _ALGORITHMS[self.algorithm].product(self.tensors).reshape(self.shape) * self.scale
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """up (O, R) and down (R, F) with the product `undecomposed()`; None where an algorithm has no such factors."""
+        if self.algorithm != "LoRA":
+            return None
+        up, down, core = self.tensors[UP].flatten(1), self.tensors[DOWN].flatten(1), self.tensors.get(_CORE)
+        if core is not None:
+            down = torch.einsum("r s h w, s i -> r i h w", core, down).flatten(1)
+        return up * self.scale, down
 
     def bias_delta(self, multiplier: float = 1.0) -> Tensor | None:
         """What is added to the layer's bias (O,) at strength `multiplier`, or None."""
@@ -69,10 +104,14 @@ class LayerChange:
     @property
     def scale(self) -> float:
         """What the product of the factors is multiplied by: `scale`, else alpha / R, else 1."""
-        if "scale" in self.tensors:
-            return _number(self.tensors["scale"])
-        rank = _ALGORITHMS[self.algorithm].rank(self.tensors)
-        return _number(self.tensors["alpha"]) / rank if rank and "alpha" in self.tensors else 1.0
+        if SCALE in self.tensors:
+            return _number(self.tensors[SCALE])
+        return _number(self.tensors[ALPHA]) / self.rank if self.rank and ALPHA in self.tensors else 1.0
+
+    @property
+    def rank(self) -> int:
+        """R, by which alpha is divided; 0 where alpha has no effect."""
+        return _ALGORITHMS[self.algorithm].rank(self.tensors)
 
     @property
     def is_finite(self) -> bool:
@@ -82,16 +121,30 @@ class LayerChange:
     @property
     def is_zero(self) -> bool:
         """It changes nothing, whatever the base weight: some factor is zero. Never said of a DoRA."""
-        if "dora_scale" in self.tensors:
+        if self.needs_base:
             return False
-        others = ("alpha", "scale", _ALGORITHMS[self.algorithm].bias)
+        others = (ALPHA, SCALE, _ALGORITHMS[self.algorithm].bias)
         has_weight = all(bool(tensor.any()) for suffix, tensor in self.tensors.items() if suffix not in others)
         bias = self.bias_delta()
         return not has_weight and (bias is None or not bool(bias.any()))
 
     def _scale_text(self) -> str:
-        scale = self.tensors.get("dora_scale")
+        scale = self.tensors.get(DORA_SCALE)
         return "" if scale is None else f" with dora_scale {tuple(scale.shape)}"
+
+
+def lora_change(
+    name: str, up: Tensor, down: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> LayerChange:
+    """Factors up (O, R), down (R, F) for a weight of `shape`, rounded as a file of `dtype` holds them.
+
+    The whole strength is in the factors: alpha is R. A convolution's kernel goes with `down`.
+    """
+    rank, kernel = len(down), shape[2:]
+    ones = [1] * len(kernel)
+    factors = {DOWN: down.reshape(rank, shape[1], *kernel), UP: up.reshape(shape[0], rank, *ones)}
+    rounded = {suffix: tensor.detach().to("cpu", dtype).float() for suffix, tensor in factors.items()}
+    return LayerChange(name, "LoRA", {**rounded, ALPHA: torch.tensor(float(rank))})
 
 
 def read_network(path: Path) -> dict[str, LayerChange]:
@@ -100,11 +153,20 @@ def read_network(path: Path) -> dict[str, LayerChange]:
     Raises FormatError for (IA)3, GLoRA, OFT and other algorithms, for layers that are incomplete or whose parts do not
     fit together, and for damaged files; ModelError for a missing one.
     """
-    tensors = read_checkpoint(path).tensors
+    return network_of(path, read_checkpoint(path).tensors)
+
+
+def network_of(path: Path, tensors: Tensors) -> dict[str, LayerChange]:
+    """The same from the tensors of the file `path`, which messages name. Raises FormatError as `read_network`."""
     if not lora_algorithms(tensors):
         raise FormatError(f"{path} is not a LoRA: it has no tensors of one.", "Choose a LoRA or LyCORIS file.")
     layers = tensors_by_layer(path, tensors)
     return {name: _layer_change(path, name, found) for name, found in layers.items()}
+
+
+def changes_tensors(changes: Iterable[LayerChange], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a file with these changes; number formats as in `network_tensors`."""
+    return network_tensors({change.name: change.tensors for change in changes}, dtype)
 
 
 def network_tensors(layers: Mapping[str, Tensors], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -116,7 +178,7 @@ def network_tensors(layers: Mapping[str, Tensors], dtype: torch.dtype) -> dict[s
     layers without a word, and the lengths of a DoRA are part of the weight itself.
     """
     whole = torch.float16 if dtype == torch.bfloat16 else dtype
-    dtypes = {"lora_down.weight": dtype, "lora_up.weight": dtype, "diff": whole, "diff_b": whole}
+    dtypes = {DOWN: dtype, UP: dtype, "diff": whole, "diff_b": whole}
     return {
         f"{name}.{suffix}": tensor.detach().to("cpu", dtypes.get(suffix, torch.float32)).contiguous()
         for name, tensors in layers.items()
@@ -141,31 +203,33 @@ def _scale_shape(weight_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Algorithm:
-    """How one algorithm's tensors make a change. `needed` must all be there, `product` gives (O, F) or the weight's
-    own shape, `rank` 0 means that alpha has no effect. `bias` names what is added to the layer's bias.
+    """How one algorithm's tensors make a change. `needed` must all be there, `shape` is the weight's, (O, F) where the
+    tensors do not tell the kernel; `product` gives (O, F) or the weight's own shape, `rank` 0 means that alpha has no
+    effect. `bias` names what is added to the layer's bias.
     """
 
     needed: tuple[str, ...]
-    flat_shape: Callable[[Tensors], tuple[int, int]]
+    shape: Callable[[Tensors], tuple[int, ...]]
     product: Callable[[Tensors], Tensor]
     rank: Callable[[Tensors], int]
     bias: str = ""
 
 
-def _lora_shape(t: Tensors) -> tuple[int, int]:
-    kernel = t["lora_mid.weight"].shape[2:].numel() if "lora_mid.weight" in t else 1
-    return t["lora_up.weight"].shape[0], t["lora_down.weight"][0].numel() * kernel
+def _lora_shape(t: Tensors) -> tuple[int, ...]:
+    if _CORE in t:
+        return t[UP].shape[0], t[DOWN].shape[1], *t[_CORE].shape[2:]
+    return t[UP].shape[0], *t[DOWN].shape[1:]
 
 
 def _lora_product(t: Tensors) -> Tensor:
-    up, down = t["lora_up.weight"].flatten(1), t["lora_down.weight"].flatten(1)
-    return _tucker(t["lora_mid.weight"], up.T, down) if "lora_mid.weight" in t else up @ down
+    up, down = t[UP].flatten(1), t[DOWN].flatten(1)
+    return _tucker(t[_CORE], up.T, down) if _CORE in t else up @ down
 
 
-def _loha_shape(t: Tensors) -> tuple[int, int]:
+def _loha_shape(t: Tensors) -> tuple[int, ...]:
     if "hada_t1" in t:  # w*_a (R, O), w*_b (R, I)
-        return t["hada_w1_a"].shape[1], t["hada_w1_b"].shape[1] * t["hada_t1"].shape[2:].numel()
-    return t["hada_w1_a"].shape[0], t["hada_w1_b"][0].numel()
+        return t["hada_w1_a"].shape[1], t["hada_w1_b"].shape[1], *t["hada_t1"].shape[2:]
+    return t["hada_w1_a"].shape[0], *t["hada_w1_b"].shape[1:]
 
 
 def _loha_product(t: Tensors) -> Tensor:
@@ -188,9 +252,9 @@ def _lokr_factors(t: Tensors) -> tuple[Tensor, Tensor]:
     return first, t["lokr_w2_a"] @ t["lokr_w2_b"]
 
 
-def _lokr_shape(t: Tensors) -> tuple[int, int]:
-    (o1, i1), (o2, *i2) = (factor.shape for factor in _lokr_factors(t))
-    return o1 * o2, i1 * math.prod(i2)
+def _lokr_shape(t: Tensors) -> tuple[int, ...]:
+    (o1, i1), (o2, i2, *kernel) = (factor.shape for factor in _lokr_factors(t))
+    return o1 * o2, i1 * i2, *kernel
 
 
 def _lokr_product(t: Tensors) -> Tensor:
@@ -215,9 +279,7 @@ def _no_rank(t: Tensors) -> int:
 
 # In the order in which the WebUI tries them.
 _ALGORITHMS = {
-    "LoRA": _Algorithm(
-        ("lora_down.weight", "lora_up.weight"), _lora_shape, _lora_product, lambda t: t["lora_down.weight"].shape[0]
-    ),
+    "LoRA": _Algorithm((DOWN, UP), _lora_shape, _lora_product, lambda t: t[DOWN].shape[0]),
     "LoHa": _Algorithm(
         ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
         _loha_shape,
@@ -225,11 +287,9 @@ _ALGORITHMS = {
         lambda t: t["hada_w1_b"].shape[0],
     ),
     "LoKr": _Algorithm((), _lokr_shape, _lokr_product, _lokr_rank),
-    "full difference": _Algorithm(
-        ("diff",), lambda t: (t["diff"].shape[0], t["diff"][0].numel()), lambda t: t["diff"], _no_rank, "diff_b"
-    ),
+    "full difference": _Algorithm(("diff",), lambda t: tuple(t["diff"].shape), lambda t: t["diff"], _no_rank, "diff_b"),
     "norm difference": _Algorithm(
-        ("w_norm", "b_norm"), lambda t: (t["w_norm"].numel(), 1), lambda t: t["w_norm"], _no_rank, "b_norm"
+        ("w_norm", "b_norm"), lambda t: tuple(t["w_norm"].shape), lambda t: t["w_norm"], _no_rank, "b_norm"
     ),
 }
 _LOKR_FACTORS = (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")), (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
@@ -258,7 +318,8 @@ def _check_parts(path: Path, change: LayerChange) -> None:
     """Raises FormatError when the factors cannot be multiplied."""
     entry, meta = _ALGORITHMS[change.algorithm], {name: t.to("meta") for name, t in change.tensors.items()}
     try:
-        fits = entry.product(meta).numel() == math.prod(entry.flat_shape(meta)) > 0
+        shape = entry.shape(meta)
+        fits = bool(shape) and entry.product(meta).numel() == math.prod(shape) > 0
     except (RuntimeError, IndexError, ValueError):
         fits = False
     if not fits:

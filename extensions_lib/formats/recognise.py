@@ -53,11 +53,14 @@ class Recognised:
     parts: tuple[str, ...] = ()
 
 
-def recognise(header: Header) -> Recognised:
-    """What the tensors of one file are."""
+def recognise(header: Header, metadata: Mapping[str, str] | None = None) -> Recognised:
+    """What the tensors of one file are; what those of a LoRA leave open (other widths, no attention) its metadata may
+    say, by the WebUI's own rules.
+    """
     algorithms = lora_algorithms(header)
     if algorithms:
-        return Recognised("lora", _lora_family(header), ", ".join(algorithms))
+        family = _lora_family(header) or _stated_family(metadata or {})
+        return Recognised("lora", family, ", ".join(algorithms))
     if _any(_CONTROLNET, header):
         return Recognised("controlnet")
     if _any(_UNET, header):
@@ -67,6 +70,14 @@ def recognise(header: Header) -> Recognised:
     if _any(_TEXT_ENCODER, header):
         return Recognised("text_encoder")
     return _embedding(header) or Recognised("unknown")
+
+
+def _stated_family(metadata: Mapping[str, str]) -> str:
+    if metadata.get("ss_base_model_version", "").startswith("sdxl_"):
+        return "sdxl"
+    if metadata.get("ss_v2") == "True":
+        return "sd2"
+    return "sd1" if "ss_base_model_version" in metadata else ""
 
 
 def _any(pattern: str, names: Iterable[str]) -> bool:

@@ -6,22 +6,20 @@ changed in float32 and written tensor by tensor; the files themselves are in mem
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config.codec import dump
 from ..config.networks import BakeConfig
+from ..config.tools import kind_of
 from ..control import JobControl
 from ..errors import MergeError
 from ..events import Warned
 from ..formats.embedding import bundled_names
-from ..formats.lineage import HOST_MODELS, HOST_RECIPE
 from ..formats.network import LayerChange, read_network
 from ..formats.safetensors_io import DTYPES, TensorInfo, in_file_order, num_bytes
 from ..formats.tensor_file import TensorFile
@@ -32,11 +30,9 @@ from .layers import Place, layer_places
 from .models import Model, few, read_model
 from .plan import check_output, result_info
 from .progress import Emit, Progress
-from .recipe import PLACES, Parent, Recipe, host_models, modelspec
+from .recipe import Recipe, checkpoint_facts, lineage_metadata, modelspec, own_key, recipe_of
 from .work import is_finite, making_ahead, num_threads
 from .writing import HashOf, Merged, Writing, write_made
-
-OWN_BAKE = "train_studio.bake"
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def bake(
         output=plan.output,
         infos=plan.infos,
         sources=plan.sources,
-        recipe_of=lambda parents: _recipe_of(plan, parents),
+        recipe_of=lambda parents: recipe_of(plan.config, parents),
         metadata_of=lambda made: _metadata(made, plan),
         yaml=yaml if yaml.is_file() else None,
         overwrite=plan.config.overwrite,
@@ -237,40 +233,12 @@ def _not_finite(plan: BakePlan, name: str, *, is_too_large: bool) -> MergeError:
     )
 
 
-def _recipe_of(plan: BakePlan, parents: Sequence[Parent]) -> Recipe:
-    settings = {key: value for key, value in dump(plan.config).items() if key not in PLACES}
-    base, *files = parents
-    settings["base"] = base.name
-    settings["networks"] = [
-        {**entry, "path": parent.name} for entry, parent in zip(settings["networks"], files, strict=True)
-    ]
-    return Recipe(settings, tuple(parents))
-
-
 def _metadata(recipe: Recipe, plan: BakePlan) -> dict[str, str]:
     headers = [plan.model.metadata, *(network.metadata for network in plan.networks)]
-    hashes = [parent.sha256 for parent in recipe.models]
-    settings = recipe.settings
-    host = {
-        "type": "train_studio",
-        "primary_model_hash": hashes[0],
-        "secondary_model_hash": None,
-        "tertiary_model_hash": None,
-        "interp_method": "Bake LoRA",
-        "multiplier": " | ".join(entry["strength"] for entry in settings["networks"]),
-        "save_as_half": settings["dtype"] == "fp16",
-        "custom_name": settings["name"],
-        "config_source": 0,
-        "bake_in_vae": "None",
-        "discard_weights": "",
-        "is_inpainting": "inpainting" in plan.model.recognised.variant,
-        "is_instruct_pix2pix": "instruct-pix2pix" in plan.model.recognised.variant,
-        "model_hashes": hashes,
-    }
+    strengths = " | ".join(entry["strength"] for entry in recipe.settings["networks"])
     return {
         "format": "pt",
-        HOST_RECIPE: json.dumps(host, ensure_ascii=False),
-        HOST_MODELS: json.dumps(host_models(recipe.parents, headers), ensure_ascii=False),
-        OWN_BAKE: recipe.to_json(),
+        **lineage_metadata(recipe, headers, "Bake LoRA", strengths, checkpoint_facts(recipe, plan.model)),
+        own_key(kind_of(plan.config)): recipe.to_json(),
         **modelspec(recipe, plan.model),
     }

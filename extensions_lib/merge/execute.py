@@ -39,7 +39,7 @@ def execute(
         output=plan.output,
         infos={name: tensor.info for name, tensor in plan.tensors.items()},
         sources=_sources(plan),
-        recipe_of=lambda parents: recipe_of(plan, parents),
+        recipe_of=lambda parents: recipe_of(plan.config, parents),
         metadata_of=lambda made: recipe_metadata(made, plan),
         yaml=plan.yaml,
         overwrite=plan.config.overwrite,

@@ -2,62 +2,67 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config.codec import dump
 from ..config.networks import ExtractConfig
 from ..control import JobControl
 from ..errors import MergeError
-from ..formats.lora import LoraLayer, lora_tensors
 from ..formats.metadata import ArtefactInfo, lora_metadata
-from ..formats.safetensors_io import DTYPES, data_hash, write_atomic
+from ..formats.network import LayerChange, lora_change
+from ..formats.safetensors_io import DTYPES
 from ..formats.tensor_file import TensorFile
 from .fit import check_families, check_part
 from .layers import Place, layer_places
+from .lora_files import LoraWriting, WrittenLora, output_path, write_lora
 from .models import Model, read_model
 from .plan import FILE_DTYPES, check_output
-from .progress import Emit, Progress, hash_with_progress
-from .ranks import Lengths, RankChoice, Reduced, factors_of, lora_layer
-from .recipe import PLACES, Parent
+from .progress import Emit, Progress
+from .ranks import Lengths, RankChoice, choice_of, factors_of, rank_text
+from .recipe import Recipe, source_paths
 from .work import is_finite
-from .writing import HashOf, parent_of
+from .writing import HashOf
 
-OWN_EXTRACT = "train_studio.extract"
 _PARTS = ("unet", "text_encoder")
 
 
-def extract(config: ExtractConfig, control: JobControl, emit: Emit, *, hash_of: HashOf = lambda path: None) -> Reduced:
-    """Write the LoRA; complete under its name, or nothing.
+def extract(
+    config: ExtractConfig,
+    control: JobControl,
+    emit: Emit,
+    *,
+    hash_of: HashOf = lambda path: None,
+    recipe: Recipe | None = None,
+) -> WrittenLora:
+    """Write the LoRA; complete under its name, or nothing. `hash_of` and `recipe` as in `write_lora`.
 
     Layers without any difference are left out. Biases, norm layers and token tables have no factors; what changed in
     them counts as left out. Raises MergeError for checkpoints that do not fit each other, are the same, or hold NaN;
-    otherwise as `read_model`, `check_output` and `write_atomic`.
+    otherwise as `read_model`, `check_output` and `write_lora`.
     """
-    models = [read_model(Path(path)) for path in (config.base, config.tuned)]
+    models = [read_model(path) for path in source_paths(config)]
     check_families(models)
     names = [name for part in _PARTS if models[0].names(part) for name in check_part(models, part)]
     _check_shapes(names, models)
-    output = Path(config.folder) / f"{config.name}.safetensors"
-    check_output(output, [model.path for model in models], 0, overwrite=config.overwrite)
+    check_output(output_path(config), [model.path for model in models], 0, overwrite=config.overwrite)
     layers, lengths = _layers(config, names, models, Progress("extract", len(names), control, emit))
     if not layers:
         raise MergeError(
             f"{models[1].path.name} differs in no layer from {models[0].path.name}; nothing was written.",
             "Choose another checkpoint.",
         )
-    parents = [
-        parent_of(model.path, hash_of(model.path) or hash_with_progress(model.path, control, emit)) for model in models
-    ]
-    tensors = lora_tensors(layers, DTYPES[FILE_DTYPES[config.dtype]])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, tensors, _metadata(config, models[0], parents, lengths, tensors), overwrite=config.overwrite)
-    return Reduced(output, lengths.error, tuple(lengths.ranks))
+    writing = LoraWriting(
+        config,
+        layers,
+        sources=[model.path for model in models],
+        headers=[model.metadata for model in models],
+        told=lambda recipe: _told(recipe, models[0], max(layer.rank for layer in layers)),
+        method=rank_text(config),
+        error=lengths.error,
+    )
+    return write_lora(writing, control, emit, hash_of=hash_of, recipe=recipe)
 
 
 def _check_shapes(names: Sequence[str], models: Sequence[Model]) -> None:
@@ -73,14 +78,14 @@ def _check_shapes(names: Sequence[str], models: Sequence[Model]) -> None:
 
 def _layers(
     config: ExtractConfig, names: Sequence[str], models: Sequence[Model], progress: Progress
-) -> tuple[dict[str, LoraLayer], Lengths]:
+) -> tuple[list[LayerChange], Lengths]:
     """The factors by layer, and what they leave out; tensors are read one at a time."""
     by_weight: dict[str, list[Place]] = {}
     for place in _written_places(models[0]):
         by_weight.setdefault(place.weight, []).append(place)
-    choice = RankChoice(config.rank, config.criterion, config.threshold)
+    choice = choice_of(config)
     dtype = DTYPES[FILE_DTYPES[config.dtype]]
-    layers, lengths = {}, Lengths()
+    layers, lengths = [], Lengths()
     base, tuned = models
     with TensorFile(base.path) as base_file, TensorFile(tuned.path) as tuned_file:
         for name in names:
@@ -91,8 +96,8 @@ def _layers(
             if not places:
                 lengths.count(change, change)
             for place in places:
-                if (layer := _layer(place.rows(change), choice, dtype, lengths)) is not None:
-                    layers[place.layer] = layer
+                if (own := place.rows(change)).any():
+                    layers.append(_layer(place.layer, own, choice, dtype, lengths))
             progress.advance()
     return layers, lengths
 
@@ -107,29 +112,21 @@ def _written_places(model: Model) -> Iterator[Place]:
             yield place
 
 
-def _layer(change: Tensor, choice: RankChoice, dtype: torch.dtype, lengths: Lengths) -> LoraLayer | None:
-    if not change.any():
-        return None
-    up, down = factors_of(change.flatten(1), choice)
-    layer = lora_layer(up, down, tuple(change.shape), dtype)
-    lengths.count(change, change - layer.delta(), layer.rank)
+def _layer(name: str, change: Tensor, choice: RankChoice, dtype: torch.dtype, lengths: Lengths) -> LayerChange:
+    layer = lora_change(name, *factors_of(change.flatten(1), choice), tuple(change.shape), dtype)
+    lengths.count(change, change - layer.undecomposed())
     return layer
 
 
-def _metadata(
-    config: ExtractConfig, base: Model, parents: Sequence[Parent], lengths: Lengths, tensors: dict[str, Tensor]
-) -> dict[str, str]:
-    """That of a LoRA, and how it was made: no folders, no time."""
+def _told(recipe: Recipe, base: Model, rank: int) -> dict[str, str]:
+    """The header of a LoRA for `base`: no folders, no time."""
     info = ArtefactInfo(
-        output_name=config.name,
+        output_name=recipe.settings["name"],
         family=base.family,
         prediction_type=base.prediction_type or "epsilon",
-        base_model_name=parents[0].name,
-        base_model_sha256=parents[0].sha256,
-        rank=max(lengths.ranks),
-        alpha=float(max(lengths.ranks)),
+        base_model_name=recipe.models[0].name,
+        base_model_sha256=recipe.models[0].sha256,
+        rank=rank,
+        alpha=float(rank),
     )
-    settings = {key: value for key, value in dump(config).items() if key not in PLACES}
-    settings |= {"base": parents[0].name, "tuned": parents[1].name}
-    made = {"settings": settings, "models": [asdict(parent) for parent in parents], "error": lengths.error}
-    return {**lora_metadata(info, data_hash(tensors)), OWN_EXTRACT: json.dumps(made, sort_keys=True)}
+    return lora_metadata(info, "")

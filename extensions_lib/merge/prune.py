@@ -5,7 +5,6 @@ Read, looked at and written tensor by tensor. What is found is always told; with
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,12 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config.codec import dump
 from ..config.files import PruneConfig
 from ..control import JobControl
 from ..errors import MergeError
 from ..events import Warned
-from ..formats.lineage import HOST_MODELS, HOST_RECIPE
 from ..formats.metadata import HASH_KEYS
 from ..formats.safetensors_io import DTYPES, TensorInfo, in_file_order, num_bytes
 from ..formats.tensor_file import TensorFile
@@ -30,11 +27,10 @@ from .fit import POSITION_IDS as ANY_POSITIONS
 from .models import FAMILIES, PARTS, Model, few, part_of, read_model
 from .plan import check_output, result_info
 from .progress import Emit, Progress
-from .recipe import PLACES, Parent, Recipe, host_models, modelspec
+from .recipe import Recipe, checkpoint_facts, lineage_metadata, modelspec, own_key, recipe_of, without_recipe
 from .work import is_finite, making_ahead, num_threads
 from .writing import HashOf, Merged, Writing, write_made
 
-OWN_PRUNE = "train_studio.prune"
 _UNET = PARTS["unet"][0]
 _TABLE = "text_model.embeddings.position_embedding.weight"
 _MB = 1e6
@@ -125,7 +121,7 @@ def prune(
         output=plan.output,
         infos=plan.infos,
         sources=[plan.model.path],
-        recipe_of=lambda parents: _recipe_of(plan, parents[0]),
+        recipe_of=lambda parents: recipe_of(plan.config, parents),
         metadata_of=lambda made: _metadata(made, plan.model),
         yaml=yaml if yaml.is_file() else None,
         overwrite=plan.config.overwrite,
@@ -282,47 +278,13 @@ def _report(plan: PrunePlan, findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def _recipe_of(plan: PrunePlan, parent: Parent) -> Recipe:
-    settings = {key: value for key, value in dump(plan.config).items() if key not in PLACES}
-    return Recipe({**settings, "model": parent.name}, (parent,))
-
-
 def _metadata(recipe: Recipe, model: Model) -> dict[str, str]:
     """What the file said of itself stays, but not its hashes and recipe: that stands among the models."""
-    settings, hashes = recipe.settings, [parent.sha256 for parent in recipe.models]
-    said = {key: text for key, text in model.metadata.items() if key not in HASH_KEYS and not _is_recipe(key)}
-    host = {
-        "type": "train_studio",
-        "primary_model_hash": hashes[0],
-        "secondary_model_hash": None,
-        "tertiary_model_hash": None,
-        "interp_method": "Prune",
-        "multiplier": "",
-        "save_as_half": settings["dtype"] == "fp16",
-        "custom_name": settings["name"],
-        "config_source": 0,
-        "bake_in_vae": "None",
-        "discard_weights": "",
-        "is_inpainting": "inpainting" in model.recognised.variant,
-        "is_instruct_pix2pix": "instruct-pix2pix" in model.recognised.variant,
-        "model_hashes": hashes,
-    }
+    said = {key: text for key, text in without_recipe(model.metadata).items() if key not in HASH_KEYS}
     return {
         **modelspec(recipe, model),
         **said,
         "format": "pt",
-        HOST_RECIPE: json.dumps(host, ensure_ascii=False),
-        HOST_MODELS: json.dumps(host_models(recipe.parents, [model.metadata]), ensure_ascii=False),
-        OWN_PRUNE: recipe.to_json(),
+        **lineage_metadata(recipe, [model.metadata], "Prune", "", checkpoint_facts(recipe, model)),
+        own_key("prune"): recipe.to_json(),
     }
-
-
-def _is_recipe(key: str) -> bool:
-    return key in (HOST_RECIPE, HOST_MODELS) or (
-        key.startswith("train_studio.") and key not in ("train_studio.job", "train_studio.version")
-    )
-
-
-def prune_settings(recipe: Recipe, found: Mapping[str, Path]) -> dict[str, object]:
-    """The settings of a recipe with the path where its model is now; `found` by sha256."""
-    return {**recipe.settings, "model": str(found[recipe.models[0].sha256])}

@@ -5,14 +5,13 @@ The criteria are those of sd-scripts' `resize_lora.py`, and 'energy'.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..adapters.low_rank import low_rank_factors
-from ..formats.lora import LoraLayer
+from ..config.networks import LowRankConfig
 
 SEED = 0  # of the random projections: the same files give the same result
 _ROUNDING = 1e-6  # a share is reached when no more than this is missing
@@ -43,13 +42,14 @@ class RankChoice:
         return int(reached.int().argmax()) + 1
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """The written LoRA, the share of the difference that it leaves out (0 to 1), and the ranks of its layers."""
+def choice_of(config: LowRankConfig) -> RankChoice:
+    """What the settings ask for."""
+    return RankChoice(config.rank, config.criterion, config.threshold)
 
-    path: Path
-    error: float
-    ranks: tuple[int, ...]
+
+def rank_text(config: LowRankConfig) -> str:
+    """The same in a few words, such as 'rank 8' or 'rank 64, energy 0.9'."""
+    return f"rank {config.rank}" + ("" if config.criterion == "rank" else f", {config.criterion} {config.threshold:g}")
 
 
 @dataclass
@@ -58,19 +58,16 @@ class Lengths:
 
     whole: float = 0.0
     missing: float = 0.0
-    ranks: list[int] = field(default_factory=list)
 
     @property
     def error(self) -> float:
         """The length of what is left out as a share of the whole's (Frobenius norm); 0 is all of it."""
         return (self.missing / self.whole) ** 0.5 if self.whole else 0.0
 
-    def count(self, whole: Tensor, missing: Tensor, rank: int = 0) -> None:
-        """Add one layer; `rank` 0 for what gets no factors."""
+    def count(self, whole: Tensor, missing: Tensor | None = None) -> None:
+        """Add a tensor; `missing` None where nothing of it is left out."""
         self.whole += float(whole.double().square().sum())
-        self.missing += float(missing.double().square().sum())
-        if rank:
-            self.ranks.append(rank)
+        self.missing += 0.0 if missing is None else float(missing.double().square().sum())
 
 
 def factors_of(matrix: Tensor, choice: RankChoice) -> tuple[Tensor, Tensor]:
@@ -86,17 +83,6 @@ def factors_of_product(up: Tensor, down: Tensor, choice: RankChoice) -> tuple[Te
     right, right_rest = torch.linalg.qr(down.float().T)
     inner, sizes, outer = torch.linalg.svd(left_rest @ right_rest.T, full_matrices=False)
     return _cut(left @ inner, sizes, outer @ right.T, choice)
-
-
-def lora_layer(up: Tensor, down: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> LoraLayer:
-    """Factors (O, R), (R, F) for a weight of `shape`, rounded as they will be written; the alpha makes 1.0 right.
-
-    A convolution's kernel goes with `down`.
-    """
-    rank, kernel = len(down), shape[2:]
-    ones = [1] * len(kernel)
-    down, up = down.reshape(rank, shape[1], *kernel).to(dtype), up.reshape(shape[0], rank, *ones).to(dtype)
-    return LoraLayer(down, up, float(rank))
 
 
 def _cut(left: Tensor, sizes: Tensor, right: Tensor, choice: RankChoice) -> tuple[Tensor, Tensor]:

@@ -1,53 +1,76 @@
-"""Making a merged file again from its recipe and its models, found by content."""
+"""Making a file again from its recipe and its models, found by content."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..config.tools import load_tool
+from ..config.field import settings_of
+from ..config.tools import TOOLS, load_tool
 from ..control import JobControl
 from ..errors import FormatError, MergeError, ModelError
 from ..events import Warned
 from ..formats.safetensors_io import read_header
-from .bake import OWN_BAKE, bake, plan_bake
+from .bake import bake, plan_bake
 from .execute import execute
+from .extract import extract
+from .lora_files import WrittenLora
 from .plan import plan_merge
 from .progress import Emit, hash_with_progress
-from .prune import OWN_PRUNE, plan_prune, prune, prune_settings
-from .recipe import OWN_RECIPE, Parent, Recipe, recipe_from_json
+from .prune import plan_prune, prune
+from .recipe import Parent, Recipe, own_key, recipe_from_json, with_files
+from .resize import resize
 from .writing import HashOf, Merged
 
 _MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
+# The tools whose results can be made again: settings, control, listener, the recipe that is written -> the result.
+MAKERS: dict[str, Callable[..., Merged | WrittenLora]] = {
+    "merge": lambda config, control, emit, recipe: execute(plan_merge(config), control, emit, recipe=recipe),
+    "bake": lambda config, control, emit, recipe: bake(plan_bake(config), control, emit, recipe=recipe),
+    "extract": lambda config, control, emit, recipe: extract(config, control, emit, recipe=recipe),
+    "resize": lambda config, control, emit, recipe: resize(config, control, emit, recipe=recipe),
+    "prune": lambda config, control, emit, recipe: prune(plan_prune(config), control, emit, recipe=recipe).merged,
+}
+
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The file made again, and whether its bytes are those of the file the recipe was read from; None: it was not
-    compared, because only the recipe was given.
+    """What was made again, by which tool, and whether its bytes are those of the file the recipe was read from; None:
+    it was not compared, because only the recipe was given.
     """
 
-    merged: Merged
+    made: Merged | WrittenLora
+    tool: str
     is_same: bool | None
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a merged .safetensors file, or in a .json file that holds it.
+def read_recipe(path: Path) -> tuple[str, Recipe]:
+    """The tool and the recipe of a .safetensors file made here, or of a .json file that holds a recipe.
 
     Raises FormatError for files without one, ModelError for a missing file.
     """
     if path.suffix.lower() == ".json":
         try:
-            return recipe_from_json(path.read_text(encoding="utf-8"), path.name)
+            recipe = recipe_from_json(path.read_text(encoding="utf-8"), path.name)
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the name.") from error
+        return _tool_of(recipe, path), recipe
     metadata = read_header(path)[1] if path.suffix.lower() == ".safetensors" else {}
-    text = metadata.get(OWN_RECIPE) or metadata.get(OWN_BAKE) or metadata.get(OWN_PRUNE)
-    if text is None:
-        raise FormatError(f"{path.name} holds no recipe of a merge made here.", "Choose a file merged by Train Studio.")
-    return recipe_from_json(text, path.name)
+    tool = next((kind for kind in MAKERS if own_key(kind) in metadata), None)
+    if tool is None:
+        raise FormatError(f"{path.name} holds no recipe of a file made here.", "Choose a file made by Train Studio.")
+    return tool, recipe_from_json(metadata[own_key(tool)], path.name)
+
+
+def _tool_of(recipe: Recipe, path: Path) -> str:
+    """The tool that has all of a recipe's settings."""
+    for kind in MAKERS:
+        if recipe.settings.keys() <= {setting.name for setting in settings_of(TOOLS[kind].settings)}:
+            return kind
+    raise FormatError(f"{path.name}: the recipe is of no tool that is known here.", "Choose a file made here.")
 
 
 def rebuild(
@@ -63,9 +86,9 @@ def rebuild(
     """Make the file that `source` describes again, as `output`, from models somewhere below `folders`.
 
     The models are known by size and sha256, whatever they are called now. Raises MergeError when one is not found;
-    otherwise as `read_recipe`, `plan_merge` and `execute`.
+    otherwise as `read_recipe` and the tool.
     """
-    recipe = read_recipe(source)
+    tool, recipe = read_recipe(source)
     if recipe.version != __version__:
         emit(Warned(text=f"Made with version {recipe.version}, this is {__version__}: the bytes may differ."))
     wanted = {parent.sha256: parent for parent in recipe.parents}
@@ -78,21 +101,13 @@ def rebuild(
             "Name the folder that holds them; they may have another name, not other content.",
         )
     place = {"name": output.stem, "folder": str(output.parent), "overwrite": overwrite}
-    if "networks" in recipe.settings:
-        merged = bake(
-            plan_bake(load_tool("bake", {**_bake_settings(recipe, found), **place})), control, emit, recipe=recipe
-        )
-    elif "ema" in recipe.settings:
-        config = load_tool("prune", {**prune_settings(recipe, found), **place})
-        merged = prune(plan_prune(config), control, emit, recipe=recipe).merged
-    else:
-        merged = execute(
-            plan_merge(load_tool("merge", {**_settings(recipe, found), **place})), control, emit, recipe=recipe
-        )
+    paths = [str(found[parent.sha256]) for parent in recipe.parents]
+    config = load_tool(tool, {**with_files(TOOLS[tool].settings, recipe.settings, paths), **place})
+    made = MAKERS[tool](config, control, emit, recipe)
     if source.suffix.lower() == ".json":
-        return Rebuilt(merged, None)
-    hashes = {hash_with_progress(path, control, emit) for path in (source, merged.path)}
-    return Rebuilt(merged, len(hashes) == 1)
+        return Rebuilt(made, tool, None)
+    hashes = {hash_with_progress(path, control, emit) for path in (source, made.path)}
+    return Rebuilt(made, tool, len(hashes) == 1)
 
 
 def find_models(
@@ -108,23 +123,3 @@ def find_models(
             if sha256 in wanted:
                 found.setdefault(sha256, path)
     return found
-
-
-def _settings(recipe: Recipe, found: Mapping[str, Path]) -> dict[str, object]:
-    vae = str(found[recipe.vae.sha256]) if recipe.vae else ""
-    return {**recipe.settings, "models": _entries(recipe.settings["models"], recipe.models, found), "bake_vae": vae}
-
-
-def _bake_settings(recipe: Recipe, found: Mapping[str, Path]) -> dict[str, object]:
-    base, *files = recipe.models
-    networks = _entries(recipe.settings["networks"], files, found)
-    return {**recipe.settings, "base": str(found[base.sha256]), "networks": networks}
-
-
-def _entries(
-    entries: Sequence[Mapping[str, object]], parents: Sequence[Parent], found: Mapping[str, Path]
-) -> list[dict[str, object]]:
-    """Entries of a list with the paths where their files are now."""
-    return [
-        {**entry, "path": str(found[parent.sha256])} for entry, parent in zip(entries, parents, strict=True)
-    ]  # fmt: skip

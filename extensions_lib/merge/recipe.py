@@ -1,5 +1,5 @@
-"""What a merged file says of its making: in the WebUI's form, for its page and other programs, and in ours, from which
-the file can be made again.
+"""What a file made here says of its making: in the WebUI's form, for its page and other programs, and in ours, from
+which the file can be made again.
 
 Neither holds a folder or a time: the same models and settings give the same bytes.
 """
@@ -14,15 +14,18 @@ from typing import Any
 
 from .. import __version__
 from ..config.codec import dump
+from ..config.field import Setting, settings_of
 from ..config.merge import FORMULAS
+from ..config.tool import ToolConfig
+from ..config.tools import kind_of
 from ..errors import FormatError
 from ..formats.lineage import HOST_MODELS, HOST_RECIPE
 from ..formats.metadata import architecture
 from .models import Model
 from .plan import MergePlan, unet_source
 
-OWN_RECIPE = "train_studio.merge"
-PLACES = ("folder", "overwrite")  # settings that do not change the bytes
+_FOLDER = "folder"
+_NO_RECIPE = ("train_studio.job", "train_studio.version")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a merge without places, and its models in order; `vae` is the VAE file baked in."""
+    """The settings of a tool without places, and its models in order; `vae` is the VAE file baked in by a merge."""
 
     settings: Mapping[str, Any]
     models: tuple[Parent, ...]
@@ -54,16 +57,57 @@ class Recipe:
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
 
 
-def recipe_of(plan: MergePlan, parents: Sequence[Parent]) -> Recipe:
-    """The recipe of a plan; `parents` are its models, then the VAE file if there is one."""
-    models = tuple(parents[: len(plan.models)])
-    vae = parents[len(models)] if plan.vae else None
-    settings = {key: value for key, value in dump(plan.config).items() if key not in PLACES}
-    settings["models"] = [
-        {**model, "path": parent.name} for model, parent in zip(settings["models"], models, strict=True)
-    ]
-    settings["bake_vae"] = vae.name if vae else ""
-    return Recipe(settings, models, vae)
+def own_key(kind: str) -> str:
+    """What the recipe of a tool is called in a file's metadata."""
+    return f"train_studio.{kind}"
+
+
+def source_paths(config: ToolConfig) -> list[Path]:
+    """The files that the settings name, in the order in which these are declared."""
+    paths: list[Path] = []
+    for setting in settings_of(type(config)):
+        value = getattr(config, setting.name)
+        if _lists_files(setting):
+            paths += [Path(entry.path) for entry in value]
+        elif _names_a_file(setting) and value:
+            paths.append(Path(value))
+    return paths
+
+
+def recipe_of(config: ToolConfig, parents: Sequence[Parent]) -> Recipe:
+    """The recipe of a file made so; `parents` are the files of `source_paths`, in that order."""
+    told = {setting.name for setting in settings_of(type(config)) if not _is_place(setting)}
+    settings = {key: value for key, value in dump(config).items() if key in told}
+    settings = with_files(type(config), settings, [parent.name for parent in parents])
+    has_vae = bool(settings.get("bake_vae"))
+    models, vae = (parents[:-1], parents[-1]) if has_vae else (parents, None)
+    return Recipe(settings, tuple(models), vae)
+
+
+def with_files(cls: type, settings: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+    """Settings of the dataclass `cls` with other names of their files, which are in the order of `source_paths`."""
+    waiting, changed = iter(files), dict(settings)
+    for setting in settings_of(cls):
+        value = settings.get(setting.name)
+        if _lists_files(setting):
+            changed[setting.name] = [{**entry, "path": next(waiting)} for entry in value]
+        elif _names_a_file(setting) and value:
+            changed[setting.name] = next(waiting)
+    return changed
+
+
+def _lists_files(setting: Setting) -> bool:
+    item = setting.option.item
+    return item is not None and any(each.name == "path" and _names_a_file(each) for each in settings_of(item))
+
+
+def _names_a_file(setting: Setting) -> bool:
+    return setting.option.file not in ("", _FOLDER)
+
+
+def _is_place(setting: Setting) -> bool:
+    """It does not change the bytes of a result."""
+    return setting.option.file == _FOLDER or setting.name == "overwrite"
 
 
 def recipe_from_json(text: str, where: str) -> Recipe:
@@ -74,42 +118,74 @@ def recipe_from_json(text: str, where: str) -> Recipe:
         vae = Parent(**content["vae"]) if content["vae"] else None
         return Recipe(dict(content["settings"]), models, vae, str(content["version"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{where}: the recipe cannot be read ({error}).", "Choose a file merged here.") from error
+        raise FormatError(f"{where}: the recipe cannot be read ({error}).", "Choose a file made here.") from error
 
 
 def recipe_metadata(recipe: Recipe, plan: MergePlan) -> dict[str, str]:
     """The metadata of the merged file."""
     headers = [model.metadata for model in plan.models] + ([plan.vae.metadata] if plan.vae else [])
     model = plan.models[unet_source(plan.config)]
+    settings = recipe.settings
+    facts = checkpoint_facts(recipe, model) | {
+        "bake_in_vae": settings["bake_vae"] or "None",
+        "discard_weights": settings["discard"],
+    }
     return {
         "format": "pt",
-        HOST_RECIPE: json.dumps(_host_recipe(recipe, model), ensure_ascii=False),
-        HOST_MODELS: json.dumps(host_models(recipe.parents, headers), ensure_ascii=False),
-        OWN_RECIPE: recipe.to_json(),
+        **lineage_metadata(recipe, headers, FORMULAS[settings["formula"]].title, _multiplier(settings), facts),
+        own_key(kind_of(plan.config)): recipe.to_json(),
         **modelspec(recipe, model),
     }
 
 
-def _host_recipe(recipe: Recipe, model: Model) -> dict[str, object]:
-    """The keys of the WebUI's own merger; `model_hashes` names all models, of which it knows three."""
-    settings = recipe.settings
+def lineage_metadata(
+    recipe: Recipe,
+    headers: Sequence[Mapping[str, str]],
+    method: str,
+    multiplier: float | str,
+    facts: Mapping[str, object] | None = None,
+) -> dict[str, str]:
+    """The recipe in the keys of the WebUI's own merger, and where the models come from, by their `headers`.
+
+    `model_hashes` names all models, of which the WebUI knows three; `facts` are further keys of it.
+    """
     hashes = [parent.sha256 for parent in recipe.models]
     first, second, third = [*hashes, None, None][:3]
-    return {
+    host = {
         "type": "train_studio",
         "primary_model_hash": first,
         "secondary_model_hash": second,
         "tertiary_model_hash": third,
-        "interp_method": FORMULAS[settings["formula"]].title,
-        "multiplier": _multiplier(settings),
-        "save_as_half": settings["dtype"] == "fp16",
-        "custom_name": settings["name"],
+        "interp_method": method,
+        "multiplier": multiplier,
+        "custom_name": recipe.settings["name"],
+        **(facts or {}),
+        "model_hashes": hashes,
+    }
+    return {
+        HOST_RECIPE: json.dumps(host, ensure_ascii=False),
+        HOST_MODELS: json.dumps(host_models(recipe.parents, headers), ensure_ascii=False),
+    }
+
+
+def without_recipe(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a header says besides how its file was made: for a file made from it, whose lineage holds that."""
+    return {key: text for key, text in metadata.items() if not _is_recipe(key)}
+
+
+def _is_recipe(key: str) -> bool:
+    return key in (HOST_RECIPE, HOST_MODELS) or (key.startswith(own_key("")) and key not in _NO_RECIPE)
+
+
+def checkpoint_facts(recipe: Recipe, model: Model) -> dict[str, object]:
+    """What the WebUI's merger tells of a checkpoint besides."""
+    return {
+        "save_as_half": recipe.settings["dtype"] == "fp16",
         "config_source": 0,
-        "bake_in_vae": settings["bake_vae"] or "None",
-        "discard_weights": settings["discard"],
+        "bake_in_vae": "None",
+        "discard_weights": "",
         "is_inpainting": "inpainting" in model.recognised.variant,
         "is_instruct_pix2pix": "instruct-pix2pix" in model.recognised.variant,
-        "model_hashes": hashes,
     }
 
 
@@ -128,6 +204,7 @@ def host_models(parents: Sequence[Parent], headers: Sequence[Mapping[str, str]])
 
 
 def modelspec(recipe: Recipe, model: Model) -> dict[str, str]:
+    """What ModelSpec tells of a checkpoint made from others, the UNet of `model` among them."""
     prediction_type = model.prediction_type or ""
     facts = {
         "sai_model_spec": "1.0.0",

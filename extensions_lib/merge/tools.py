@@ -16,10 +16,10 @@ from ..control import JobControl
 from .bake import bake, plan_bake
 from .execute import execute
 from .extract import extract
+from .lora_files import WrittenLora
 from .plan import plan_merge
 from .progress import Emit
 from .prune import plan_prune, prune
-from .ranks import Reduced
 from .rebuild import rebuild
 from .resize import resize
 from .writing import HashOf, Merged
@@ -58,11 +58,11 @@ def _bake(config: BakeConfig, control: JobControl, emit: Emit, hash_of: HashOf) 
 
 
 def _extract(config: ExtractConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
-    return _reduced(extract(config, control, emit, hash_of=hash_of))
+    return _lora(extract(config, control, emit, hash_of=hash_of))
 
 
 def _resize(config: ResizeConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
-    return _reduced(resize(config, control, emit, hash_of=hash_of))
+    return _lora(resize(config, control, emit, hash_of=hash_of))
 
 
 def _prune(config: PruneConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
@@ -75,22 +75,30 @@ def _rebuild(config: RebuildConfig, control: JobControl, emit: Emit, hash_of: Ha
     folders = [Path(each.path) for each in config.models]
     source = Path(config.file)
     result = rebuild(source, folders, output, control, emit, overwrite=config.overwrite, hash_of=hash_of)
-    made = _checkpoint(result.merged)
+    made = _lora(result.made) if isinstance(result.made, WrittenLora) else _checkpoint(result.made)
     if result.is_same is None:
         return made
     text = f"The bytes are {'' if result.is_same else 'not '}those of {source}."
-    return ToolResult(made.path, made.kind, text, made.beside, is_as_asked=result.is_same)
+    return replace(made, text=text, is_as_asked=result.is_same)
 
 
 def _checkpoint(merged: Merged) -> ToolResult:
     return ToolResult(merged.path, "checkpoint", beside=(merged.yaml,) if merged.yaml else ())
 
 
-def _reduced(reduced: Reduced) -> ToolResult:
-    ranks = reduced.ranks
-    spread = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{max(ranks)}"
-    text = f"{len(ranks)} layers of rank {spread}; left out: {100 * reduced.error:.2f} % of the difference's length."
-    return ToolResult(reduced.path, "lora", text, num_modules=len(ranks))
+def _lora(written: WrittenLora) -> ToolResult:
+    num_modules = len(written.ranks) + written.num_others
+    return ToolResult(written.path, "lora", _lora_text(written), written.beside, num_modules)
+
+
+def _lora_text(written: WrittenLora) -> str:
+    """'20 layers of rank 4 to 8, 2 of other kinds; left out: 3.10 % of the difference's length.'"""
+    ranks = written.ranks
+    spread = "" if not ranks else str(max(ranks)) if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
+    kinds = [f"{len(ranks)} layers of rank {spread}"] if ranks else []
+    kinds += [f"{written.num_others} of other kinds"] if written.num_others else []
+    left_out = "" if written.error is None else f"; left out: {100 * written.error:.2f} % of the difference's length"
+    return ", ".join(kinds) + left_out + "."
 
 
 RUNNERS: dict[str, Callable[..., ToolResult]] = {

@@ -8,7 +8,7 @@ import torch
 
 from ..adapters.copies import ParameterCopies
 from ..adapters.low_rank import low_rank_factors
-from ..formats.lora import LoraLayer
+from ..formats.network import LayerChange, lora_change
 from ..models.bundle import ModelBundle
 from .layer_choice import LayerChoice, choose_layers
 
@@ -17,13 +17,13 @@ SEED = 0  # of the random projections: the same model gives the same file
 
 @dataclass(frozen=True)
 class Difference:
-    """The layers of a LoRA by their names in its file, and how much it leaves out.
+    """The layers of a LoRA, and how much it leaves out.
 
     `error` is the length of what the LoRA lacks as a share of the length of the whole difference, biases and norm
     layers included: 0 is all of it.
     """
 
-    layers: dict[str, LoraLayer]
+    layers: tuple[LayerChange, ...]
     error: float
 
 
@@ -33,7 +33,7 @@ def low_rank_difference(bundle: ModelBundle, copies: ParameterCopies, rank: int)
     chosen = choose_layers(bundle, LayerChoice("full", has_text_encoders="text_encoder" in copies.parts))
     generator = torch.Generator().manual_seed(SEED)
     whole = sum(_length(copies, part) for part in copies.parts)
-    layers, explained = {}, 0.0
+    layers, explained = [], 0.0
     pairs = {part: (copies.of(part), copies.originals(part)) for part in copies.parts}
     for name, layer in chosen.items():
         trained, originals = pairs[layer.part]
@@ -41,16 +41,8 @@ def low_rank_difference(bundle: ModelBundle, copies: ParameterCopies, rank: int)
         change = weight - originals[f"{layer.path}.weight"].to(weight)
         up, down = low_rank_factors(change.flatten(1), rank, generator)
         explained += _squared(change) - _squared(change.flatten(1) - up @ down)
-        layers[name] = _layer(up.cpu(), down.cpu(), change.shape)
-    return Difference(layers, max(1 - explained / whole, 0.0) ** 0.5 if whole else 0.0)
-
-
-def _layer(up: torch.Tensor, down: torch.Tensor, shape: torch.Size) -> LoraLayer:
-    """A convolution's kernel goes with `down`."""
-    rank = down.shape[0]
-    kernel = shape[2:]
-    ones = [1] * len(kernel)
-    return LoraLayer(down.reshape(rank, shape[1], *kernel), up.reshape(shape[0], rank, *ones), float(rank))
+        layers.append(lora_change(name, up, down, tuple(change.shape)))
+    return Difference(tuple(layers), max(1 - explained / whole, 0.0) ** 0.5 if whole else 0.0)
 
 
 def _length(copies: ParameterCopies, part: str) -> float:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..adapters.copies import ParameterCopies
 from ..errors import FormatError, KeyMismatchError
 from ..formats.inspect import verify_lora
-from ..formats.lora import lora_tensors
 from ..formats.metadata import ArtefactInfo, checkpoint_metadata, lora_metadata
+from ..formats.network import changes_tensors
 from ..formats.safetensors_io import data_hash
 from ..models.bundle import ModelBundle
 from ..models.description import yaml_beside
@@ -135,11 +135,11 @@ class DreamBooth(TrainMethod):
         assert isinstance(trainable, WholeModel)
         rank = self.difference_rank
         found = low_rank_difference(trainable.bundle, trainable.module, rank)
-        tensors = lora_tensors(found.layers, self.dtype)
+        tensors = changes_tensors(found.layers, self.dtype)
         stem = f"{info.output_name}{DIFFERENCE}"
         facts = replace(info, output_name=stem, rank=rank, alpha=float(rank), conv_rank=rank, conv_alpha=float(rank))
         metadata = lora_metadata(facts, data_hash(tensors)) | {"train_studio.difference_error": f"{found.error:.4f}"}
-        shapes = {name: layer.weight_shape for name, layer in found.layers.items()}
+        shapes = {layer.name: layer.shape for layer in found.layers}
         check = partial(_check_difference, tensors, shapes)
         return ExportedFile(f"{stem}.safetensors", "lora", tensors, metadata, verify=check)
 

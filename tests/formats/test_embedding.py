@@ -21,7 +21,7 @@ from extensions_lib.formats.embedding import (
     pt_embedding_bytes,
     read_embedding,
 )
-from extensions_lib.formats.lora import read_lora
+from extensions_lib.formats.network import read_network
 from extensions_lib.formats.safetensors_io import write_atomic
 
 VECTORS = torch.arange(8.0).reshape(2, 4) / 3
@@ -201,7 +201,7 @@ def test_an_embedding_inside_a_lora(tmp_path: Path, vectors: dict[str, torch.Ten
         assert found.name == "zcat" and found.step is None
         assert found.vectors.keys() == vectors.keys()
         assert all(torch.equal(found.vectors[key], vectors[key]) for key in vectors)
-    assert set(read_lora(path)) == {"lora_unet_x"}
+    assert set(read_network(path)) == {"lora_unet_x"}
 
 
 def test_the_keys_of_a_bundle_are_those_the_webui_splits() -> None:

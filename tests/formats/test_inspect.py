@@ -10,7 +10,7 @@ import torch
 
 from extensions_lib.errors import FormatError, ModelError
 from extensions_lib.formats.inspect import describe_file, verify_lora
-from extensions_lib.formats.lora import LoraLayer, lora_tensors
+from extensions_lib.formats.network import network_tensors
 from extensions_lib.formats.recognise import recognise
 from extensions_lib.formats.safetensors_io import TensorInfo, data_hash, write_atomic
 
@@ -149,22 +149,26 @@ def test_the_parts_of_a_checkpoint() -> None:
     assert parts(unet(768)) == ("unet",)
 
 
-def small_layers(up: float = 1.0) -> dict[str, LoraLayer]:
+def factors(down: torch.Tensor, up: torch.Tensor, alpha: float) -> dict[str, torch.Tensor]:
+    return {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(alpha)}
+
+
+def small_layers(up: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
     return {
-        LORA_K: LoraLayer(torch.ones(2, 768), torch.full((320, 2), up), 1.0),
-        "lora_te_x": LoraLayer(torch.ones(4, 6), torch.full((5, 4), up), 2.0),
+        LORA_K: factors(torch.ones(2, 768), torch.full((320, 2), up), 1.0),
+        "lora_te_x": factors(torch.ones(4, 6), torch.full((5, 4), up), 2.0),
     }
 
 
-def expected(layers: dict[str, LoraLayer]) -> dict[str, torch.Tensor]:
-    return lora_tensors(layers, torch.float32)
+def expected(layers: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return network_tensors(layers, torch.float32)
 
 
 SHAPES = {LORA_K: (320, 768), "lora_te_x": (5, 6)}
 
 
 def test_describe_a_lora(tmp_path: Path) -> None:
-    tensors = lora_tensors(small_layers(), torch.float16)
+    tensors = network_tensors(small_layers(), torch.float16)
     metadata = {"ss_sd_model_name": "base", "ss_steps": "12", "ss_tag_frequency": "{}"}
     path = write_atomic(tmp_path / "a.safetensors", tensors, metadata)
     facts = describe_file(path)
@@ -238,7 +242,7 @@ def test_describe_pickled_files(tmp_path: Path) -> None:
     assert facts["details"] == {"name": "cat", "step": 5, "base": None}
     torch.save({"state_dict": {name: torch.ones(shape) for name, shape in VAE.items()}}, tmp_path / "v.ckpt")
     assert describe_file(tmp_path / "v.ckpt")["kind"] == "vae"
-    torch.save(lora_tensors(small_layers(), torch.float16), tmp_path / "l.pt")
+    torch.save(network_tensors(small_layers(), torch.float16), tmp_path / "l.pt")
     assert describe_file(tmp_path / "l.pt")["details"]["ranks"] == [2, 4]
 
 
@@ -256,7 +260,7 @@ def test_describe_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_verify_a_good_file(tmp_path: Path) -> None:
-    path = write_atomic(tmp_path / "a.safetensors", lora_tensors(small_layers(), torch.float32), {})
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(small_layers(), torch.float32), {})
     found = verify_lora(path, expected(small_layers()), SHAPES)
     assert (found.num_modules, found.num_unmatched, found.max_difference) == (2, 0, 0.0)
     assert found.is_finite and not found.is_zero
@@ -264,7 +268,7 @@ def test_verify_a_good_file(tmp_path: Path) -> None:
 
 def test_verify_measures_rounding(tmp_path: Path) -> None:
     layers = small_layers(up=1 + 2**-12)
-    path = write_atomic(tmp_path / "a.safetensors", lora_tensors(layers, torch.float16), {})
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(layers, torch.float16), {})
     assert verify_lora(path, expected(layers), SHAPES).max_difference == 2**-12
 
 
@@ -273,7 +277,7 @@ def test_verify_measures_rounding(tmp_path: Path) -> None:
     [({LORA_K: (320, 768)}, 1), ({**SHAPES, LORA_K: (320, 1024)}, 1), ({}, 0)],
 )
 def test_verify_counts_what_fits_the_base_model(tmp_path: Path, shapes: dict, num_modules: int) -> None:
-    path = write_atomic(tmp_path / "a.safetensors", lora_tensors(small_layers(), torch.float32), {})
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(small_layers(), torch.float32), {})
     found = verify_lora(path, expected(small_layers()), shapes)
     assert (found.num_modules, found.num_unmatched) == (num_modules, 2 - num_modules)
 
@@ -281,22 +285,22 @@ def test_verify_counts_what_fits_the_base_model(tmp_path: Path, shapes: dict, nu
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_verify_sees_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     layers = small_layers()
-    layers[LORA_K].up[3, 1] = value
-    path = write_atomic(tmp_path / "a.safetensors", lora_tensors(layers, torch.float32), {})
+    layers[LORA_K]["lora_up.weight"][3, 1] = value
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(layers, torch.float32), {})
     found = verify_lora(path, expected(small_layers()), SHAPES)
     assert not found.is_finite and found.max_difference == float("inf")
 
 
 def test_verify_sees_a_file_without_effect(tmp_path: Path) -> None:
-    path = write_atomic(tmp_path / "a.safetensors", lora_tensors(small_layers(up=0.0), torch.float32), {})
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(small_layers(up=0.0), torch.float32), {})
     assert verify_lora(path, expected(small_layers(up=0.0)), SHAPES).is_zero
 
 
 def test_verify_sees_another_file(tmp_path: Path) -> None:
     layers = small_layers()
-    path = write_atomic(tmp_path / "a.safetensors", lora_tensors(layers, torch.float32), {})
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(layers, torch.float32), {})
     assert verify_lora(path, expected({LORA_K: layers[LORA_K]}), SHAPES).max_difference == float("inf")
-    wider = {**layers, "lora_te_x": LoraLayer(torch.ones(3, 6), torch.ones(5, 3), 2.0)}
+    wider = {**layers, "lora_te_x": factors(torch.ones(3, 6), torch.ones(5, 3), 2.0)}
     assert verify_lora(path, expected(wider), SHAPES).max_difference == float("inf")
-    other_alpha = {**layers, "lora_te_x": LoraLayer(torch.ones(4, 6), torch.ones(5, 4), 5.0)}
+    other_alpha = {**layers, "lora_te_x": factors(torch.ones(4, 6), torch.ones(5, 4), 5.0)}
     assert verify_lora(path, expected(other_alpha), SHAPES).max_difference == 3.0

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from extensions_lib.errors import FormatError, KeyMismatchError
-from extensions_lib.formats.network import LayerChange, network_tensors, read_network
+from extensions_lib.formats.network import LayerChange, changes_tensors, lora_change, network_tensors, read_network
 from extensions_lib.formats.safetensors_io import write_atomic
+from extensions_lib.formats.suffixes import lora_algorithms
 
 NAME = "lora_unet_mid_block_attentions_0_proj_in"
 
@@ -156,3 +157,105 @@ def test_number_formats_in_a_file() -> None:
     ):
         tensors = network_tensors({"x": dict.fromkeys(suffixes, torch.ones(1))}, asked)
         assert [tensors[f"x.{suffix}"].dtype for suffix in suffixes] == list(found)
+
+
+CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
+
+
+def test_names_shapes_and_dtypes_of_plain_factors() -> None:
+    layers = [
+        lora_change(NAME, drawn(4, 2).requires_grad_(), drawn(2, 3), (4, 3)),
+        lora_change(CONV, drawn(5, 3), drawn(3, 18), (5, 2, 3, 3), torch.float16),
+    ]
+    tensors = changes_tensors(layers, torch.float16)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
+        f"{NAME}.lora_down.weight": ((2, 3), torch.float16),
+        f"{NAME}.lora_up.weight": ((4, 2), torch.float16),
+        f"{NAME}.alpha": ((), torch.float32),
+        f"{CONV}.lora_down.weight": ((3, 2, 3, 3), torch.float16),
+        f"{CONV}.lora_up.weight": ((5, 3, 1, 1), torch.float16),
+        f"{CONV}.alpha": ((), torch.float32),
+    }
+    assert not any(tensor.requires_grad for tensor in tensors.values())
+    assert torch.equal(layers[1].tensors["lora_up.weight"].flatten(1), drawn(5, 3).half().float())
+
+
+def test_the_change_of_a_convolution_is_two_convolutions(tmp_path: Path) -> None:
+    tensors = {"lora_down.weight": drawn(3, 2, 3, 3), "lora_up.weight": drawn(5, 3, 1, 1, seed=1)}
+    change = read(tmp_path, {**tensors, "alpha": torch.tensor(6.0)})
+    picture = drawn(1, 2, 6, 6, seed=2)
+    one = torch.nn.functional.conv2d(picture, change.undecomposed())
+    two = torch.nn.functional.conv2d(
+        torch.nn.functional.conv2d(picture, tensors["lora_down.weight"]), change.factors()[0][:, :, None, None]
+    )
+    assert change.shape == (5, 2, 3, 3)
+    torch.testing.assert_close(one, two)
+
+
+def test_factors_have_the_whole_strength(tmp_path: Path) -> None:
+    lora = {"lora_up.weight": drawn(5, 2), "lora_down.weight": drawn(2, 4, seed=1), "alpha": torch.tensor(3.0)}
+    tucker = {"lora_up.weight": drawn(5, 2, 1, 1), "lora_down.weight": drawn(3, 4, 1, 1), "scale": torch.tensor(0.5)}
+    for folder, tensors in (("a", lora), ("b", {**tucker, "lora_mid.weight": drawn(2, 3, 3, 3)})):
+        change = read(tmp_path / folder, tensors)
+        up, down = change.factors()
+        torch.testing.assert_close((up @ down).reshape(change.shape), change.undecomposed())
+    assert read(tmp_path / "c", {"diff": drawn(3, 2)}).factors() is None
+
+
+def test_a_kernel_that_the_tensors_do_not_tell_is_known_by_name() -> None:
+    halves = {f"hada_w{n}_{part}": drawn(*shape) for n in (1, 2) for part, shape in (("a", (6, 2)), ("b", (2, 36)))}
+    assert LayerChange(CONV, "LoHa", halves).shape == (6, 4, 3, 3)
+    assert LayerChange(NAME, "LoHa", halves).shape == (6, 36)
+    assert LayerChange(CONV, "LoHa", halves).flat_shape == (6, 36)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "down", "up", "name"),
+    [
+        (NAME, "lora_A.weight", "lora_B.weight", NAME),
+        ("unet.mid_block.attentions.0.proj_in", "lora_A.weight", "lora_B.weight", NAME),
+        (
+            "base_model.model.unet.mid_block.attentions.0.proj_in",
+            "lora_A.default.weight",
+            "lora_B.default.weight",
+            NAME,
+        ),
+        ("unet.mid_block.attentions.0.proj_in", "lora.down.weight", "lora.up.weight", NAME),
+        (
+            "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+            "lora_A.weight",
+            "lora_B.weight",
+            "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        ),
+    ],
+)
+def test_pefts_names(tmp_path: Path, prefix: str, down: str, up: str, name: str) -> None:
+    tensors = {f"{prefix}.{down}": torch.ones(2, 3), f"{prefix}.{up}": torch.ones(4, 2)}
+    found = read_network(write_atomic(tmp_path / "a.safetensors", tensors, {}))
+    assert list(found) == [name] and found[name].flat_shape == (4, 3) and found[name].scale == 1.0
+
+
+def test_old_pickles_and_bundled_embeddings(tmp_path: Path) -> None:
+    tensors = {f"{NAME}.lora_down.weight": torch.ones(1, 2), f"{NAME}.lora_up.weight": torch.ones(2, 1)}
+    torch.save({**tensors, "bundle_emb.cat.string_to_param.*": torch.ones(1, 768)}, tmp_path / "a.pt")
+    assert read_network(tmp_path / "a.pt").keys() == {NAME}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "algorithm"),
+    [
+        ("hada_w1_a", "LoHa"),
+        ("lokr_w1", "LoKr"),
+        ("lokr_w1_b", "LoKr"),
+        ("dora_scale", "DoRA"),
+        ("lora_mid.weight", "LoCon (CP)"),
+        ("oft_blocks", "OFT"),
+        ("diff", "full difference"),
+        ("w_norm", "norm difference"),
+        ("a1.weight", "GLoRA"),
+        ("on_input", "IA3"),
+        ("lora_down.weight", "LoRA"),
+    ],
+)
+def test_algorithms_by_suffix(suffix: str, algorithm: str) -> None:
+    assert lora_algorithms([f"{NAME}.{suffix}", f"{NAME}.alpha"]) == [algorithm]

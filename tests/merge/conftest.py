@@ -82,6 +82,10 @@ def baking(tmp_path: Path) -> Callable[..., Merged]:
     return run
 
 
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def small_lora(folder: Path, name: str, *layers: tuple[str, int, int], seed: int = 0) -> Path:
     """A LoRA of rank 2 with layers (name, outputs, inputs)."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,12 +13,15 @@ import torch
 from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, MergeError
-from extensions_lib.formats.lora import read_lora
+from extensions_lib.formats.lineage import lineage
+from extensions_lib.formats.network import read_network
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
-from extensions_lib.merge.extract import OWN_EXTRACT, extract
+from extensions_lib.merge.extract import extract
 from extensions_lib.merge.layers import layer_places
+from extensions_lib.merge.lora_files import ERROR, WrittenLora
 from extensions_lib.merge.models import read_model
-from extensions_lib.merge.ranks import RankChoice, Reduced, factors_of, factors_of_product
+from extensions_lib.merge.ranks import RankChoice, factors_of, factors_of_product
+from extensions_lib.merge.recipe import own_key
 from extensions_lib.merge.writing import Merged
 
 from ..model_families import FamilyModels
@@ -34,10 +37,10 @@ NAMES = {
 
 
 @pytest.fixture
-def extracting(tmp_path: Path) -> Callable[..., Reduced]:
+def extracting(tmp_path: Path) -> Callable[..., WrittenLora]:
     """extracting(base, tuned, ...) -> what was written, in float32."""
 
-    def run(base: Path, tuned: Path, **settings: Any) -> Reduced:
+    def run(base: Path, tuned: Path, **settings: Any) -> WrittenLora:
         table = {"name": "found", "base": str(base), "tuned": str(tuned), "folder": str(tmp_path), "dtype": "fp32"}
         return extract(load_tool("extract", {**table, **settings}), JobControl(), lambda event: event)
 
@@ -55,7 +58,7 @@ def test_there_and_back_again(
     family: str,
     family_models: FamilyModels,
     baking: Callable[..., Merged],
-    extracting: Callable[..., Reduced],
+    extracting: Callable[..., WrittenLora],
     tmp_path: Path,
 ) -> None:
     layers = [layer_of(family_models[family], name) for name in NAMES[family]]
@@ -63,7 +66,7 @@ def test_there_and_back_again(
     tuned = baking(family_models[family], given).path
     found = extracting(family_models[family], tuned, rank=2)
     assert found.error < 1e-5 and found.ranks == (2, 2)
-    lora = read_lora(found.path)
+    lora = read_network(found.path)
     assert lora.keys() == set(NAMES[family])
     again = read_tensors(baking(family_models[family], found.path, name="again").path)
     for name, tensor in read_tensors(tuned).items():
@@ -73,7 +76,7 @@ def test_there_and_back_again(
 def test_the_error_is_what_is_missing(
     family_models: FamilyModels,
     baking: Callable[..., Merged],
-    extracting: Callable[..., Reduced],
+    extracting: Callable[..., WrittenLora],
     tmp_path: Path,
 ) -> None:
     base = family_models["sd1"]
@@ -84,15 +87,19 @@ def test_the_error_is_what_is_missing(
     found = extracting(base, tuned, rank=1, dtype="fp16")
     change = tensors[KEY + "weight"] - read_tensors(base)[KEY + "weight"].float()
     num_outputs = len(change)
-    missing = (change - read_lora(found.path)[LAYER].delta()).square().sum() + num_outputs
+    missing = (change - read_network(found.path)[LAYER].undecomposed()).square().sum() + num_outputs
     expected = float((missing / (change.square().sum() + num_outputs)).sqrt())
     assert found.error == pytest.approx(expected, rel=1e-3) and 0.2 < expected < 1
-    made = json.loads(read_header(found.path)[1][OWN_EXTRACT])
-    assert made["error"] == found.error and [model["name"] for model in made["models"]] == [base.name, tuned.name]
+    metadata = read_header(found.path)[1]
+    made = json.loads(metadata[own_key("extract")])
+    assert [model["name"] for model in made["models"]] == [base.name, tuned.name]
+    assert made["settings"]["base"] == base.name and "folder" not in made["settings"]
+    assert float(metadata[ERROR]) == pytest.approx(found.error, abs=1e-6)
+    assert [model["name"] for model in lineage(metadata)["models"]] == [base.stem, tuned.stem]
     assert extracting(base, tuned, name="all", rank=8, criterion="energy", threshold=0.999).ranks == (2,)
 
 
-def test_what_is_refused(family_models: FamilyModels, extracting: Callable[..., Reduced], tmp_path: Path) -> None:
+def test_what_is_refused(family_models: FamilyModels, extracting: Callable[..., WrittenLora], tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="differs in no layer"):
         extracting(family_models["sd1"], family_models["sd1"])
     with pytest.raises(MergeError, match="different families"):

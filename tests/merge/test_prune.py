@@ -19,8 +19,8 @@ from extensions_lib.formats import atomic
 from extensions_lib.formats.hashes import file_sha256
 from extensions_lib.formats.lineage import lineage, lineage_lines
 from extensions_lib.formats.safetensors_io import read_header, read_tensors
-from extensions_lib.merge.prune import OWN_PRUNE
 from extensions_lib.merge.rebuild import rebuild
+from extensions_lib.merge.recipe import own_key
 from extensions_lib.merge.tools import ToolResult, run_tool
 from extensions_lib.models.load import load_bundle
 
@@ -197,7 +197,7 @@ def test_the_same_bytes_from_the_recipe(tmp_path: Path) -> None:
     metadata = read_header(result.path)[1]
     assert metadata["modelspec.title"] == "Mine" and metadata["note"] == "x"
     assert not {"modelspec.hash_sha256", "train_studio.merge"} & set(metadata)
-    recipe = json.loads(metadata[OWN_PRUNE])
+    recipe = json.loads(metadata[own_key("prune")])
     assert recipe["models"][0]["sha256"] == file_sha256(path) and recipe["settings"]["model"] == "full.safetensors"
     assert lineage_lines("small", lineage(metadata))[0] == "small: Prune"
     path.rename(tmp_path / "renamed.safetensors")

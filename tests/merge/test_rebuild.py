@@ -14,7 +14,7 @@ from extensions_lib.events import Warned
 from extensions_lib.formats.lineage import lineage, lineage_lines
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 from extensions_lib.merge.rebuild import read_recipe, rebuild
-from extensions_lib.merge.recipe import OWN_RECIPE
+from extensions_lib.merge.recipe import own_key
 
 
 def again(source, folder, output, events=None):
@@ -31,7 +31,7 @@ def test_the_same_bytes_from_renamed_models(formula, tmp_path, abc, merge):
         shutil.move(model, moved / f"renamed{index}.safetensors")
     result = again(path, tmp_path / "elsewhere", tmp_path / "again.safetensors")
     assert result.is_same is True
-    assert result.merged.path.read_bytes() == path.read_bytes()
+    assert result.made.path.read_bytes() == path.read_bytes()
 
 
 def test_a_baked_vae_and_parts_come_back_too(tmp_path, abc, merge):
@@ -50,9 +50,9 @@ def test_models_of_the_same_content_under_two_names(tmp_path, abc, merge):
 def test_from_the_recipe_alone(tmp_path, abc, merge):
     path = merge(abc[:2]).path
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(read_header(path)[1][OWN_RECIPE], encoding="utf-8")
+    recipe.write_text(read_header(path)[1][own_key("merge")], encoding="utf-8")
     result = again(recipe, abc[0].parent, tmp_path / "again.safetensors")
-    assert result.is_same is None and result.merged.path.read_bytes() == path.read_bytes()
+    assert result.is_same is None and result.made.path.read_bytes() == path.read_bytes()
 
 
 def test_a_model_that_is_not_there(tmp_path, abc, merge):
@@ -73,7 +73,7 @@ def test_a_file_that_was_changed_afterwards_is_told_from_the_rebuilt_one(tmp_pat
 
 
 def test_another_version_is_said(tmp_path, abc, merge):
-    recipe = json.loads(read_header(merge(abc[:2]).path)[1][OWN_RECIPE])
+    recipe = json.loads(read_header(merge(abc[:2]).path)[1][own_key("merge")])
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({**recipe, "version": "0.0.1"}), encoding="utf-8")
     events = []

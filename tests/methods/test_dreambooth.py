@@ -14,8 +14,8 @@ from extensions_lib.config.codec import load
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, FormatError, KeyMismatchError, OutputError
 from extensions_lib.formats.checkpoint import read_checkpoint
-from extensions_lib.formats.lora import read_lora
 from extensions_lib.formats.metadata import ArtefactInfo
+from extensions_lib.formats.network import read_network
 from extensions_lib.formats.safetensors_io import data_hash, read_header, read_tensors, write_atomic
 from extensions_lib.jobs.run import start
 from extensions_lib.methods.catalogue import make_method
@@ -211,10 +211,10 @@ def test_the_difference_is_the_nearest_lora_of_its_rank(practice_model: Path, tm
         lora = method.export(trainable, ArtefactInfo(output_name="x", steps=1)).beside[1]
         path = write_atomic(tmp_path / lora.name, lora.tensors, lora.metadata)
         lora.verify(path)
-        found, trained = read_lora(path), dict(bundle.unet.named_parameters())
+        found, trained = read_network(path), dict(bundle.unet.named_parameters())
         name = "down_blocks.0.resnets.0.conv1"
         change = trained[f"{name}.weight"].detach() - trainable.module.originals("unet")[f"{name}.weight"]
-        assert torch.allclose(found[f"lora_unet_{name.replace('.', '_')}"].delta(), change, atol=1e-5)
+        assert torch.allclose(found[f"lora_unet_{name.replace('.', '_')}"].undecomposed(), change, atol=1e-5)
         error = float(lora.metadata["train_studio.difference_error"])
         assert 0 < error < 1  # the token table and the first and last layers are in no LoRA
     assert (lora.name, lora.kind) == ("x-difference.safetensors", "lora")

@@ -4,7 +4,7 @@ Names only, no tensors except for the VAE attention, whose matrices change rank,
 the original `ldm/modules/diffusionmodules/{openaimodel,model}.py` of CompVis and diffusers' model classes.
 """
 
-from .lora import lora_layer_name
+from .lora import kernel_size, lora_layer_name
 from .open_clip import open_clip_from_ldm, open_clip_to_ldm
 from .text import PREFIXES, TEXT_PREFIXES, text_from_ldm, text_to_ldm
 from .unet import SD1_LAYOUT, SDXL_LAYOUT, UNetLayout, unet_from_ldm, unet_to_ldm
@@ -16,6 +16,7 @@ __all__ = [
     "SDXL_LAYOUT",
     "TEXT_PREFIXES",
     "UNetLayout",
+    "kernel_size",
     "lora_layer_name",
     "open_clip_from_ldm",
     "open_clip_to_ldm",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .unet import SDXL_LAYOUT, unet_to_ldm
 
 # (family, network) -> what the layer name begins with.
@@ -14,6 +16,10 @@ _PREFIXES = {
     ("sdxl", "text_encoder"): "lora_te1_",
     ("sdxl", "text_encoder_2"): "lora_te2_",
 }
+# The UNet's 3x3 convolutions, under diffusers' and under checkpoint names; all others are 1x1.
+_LARGE_KERNEL = re.compile(
+    r"lora_unet_(.*_)?(conv[12]?|conv_in|conv_out|in_layers_2|out_layers_3|op|input_blocks_0_0|out_2)$"
+)
 
 
 def lora_layer_name(module_path: str, network: str, family: str) -> str:
@@ -30,3 +36,8 @@ def lora_layer_name(module_path: str, network: str, family: str) -> str:
     if (family, network) == ("sdxl", "unet"):
         module_path = unet_to_ldm(module_path, SDXL_LAYOUT)
     return prefix + module_path.replace(".", "_")
+
+
+def kernel_size(layer: str) -> int:
+    """3 for the layer name of a UNet's 3x3 convolution, 1 for all others."""
+    return 3 if _LARGE_KERNEL.match(layer) else 1
