@@ -68,7 +68,7 @@ class JobControl:
     def paused(self) -> bool:
         """True between `pause` and `resume`. For the job's own thread only: the sources are asked."""
         self._ask_sources()
-        return not self._running.is_set()
+        return self.pause_requested
 
     def take_save(self) -> bool:
         """Whether a save was asked for since the last call."""
@@ -77,6 +77,11 @@ class JobControl:
     def take_preview(self) -> bool:
         """Whether a preview was asked for since the last call."""
         return _take(self._preview)
+
+    @property
+    def pause_requested(self) -> bool:
+        """True between `pause` and `resume`, without asking the sources."""
+        return not self._running.is_set()
 
     def wait_while_paused(self, poll_seconds: float = 0.1) -> None:
         """Return at once, or when `resume` or `request_stop` is called."""

@@ -33,7 +33,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseProgress(Event):
-    """A phase before the first step, such as 'load model' or 'cache latents': `done` of `total` items."""
+    """A phase before the first step, such as 'load model', or one of a tool: `done` of `total` items."""
 
     phase: str
     done: int
@@ -77,13 +77,15 @@ class ValidationMeasured(Event):
 class CheckpointSaved(Event):
     """A result file was written, read again and compared; `num_modules` is how many modules of the model it matches.
 
-    `beside` are the paths of the further files that belong to it.
+    `beside` are the paths of the further files that belong to it; `text` is what else there is to know of it. `step` is
+    0 for a tool, which has none.
     """
 
     step: int
     path: str
     num_modules: int
     beside: tuple[str, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class PauseChanged(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFinished(Event):
+class JobFinished(Event):
     """The job ended as asked. `reason`: 'completed', 'stopped' or 'discarded'; `path` of the last result or ''."""
 
     reason: str
@@ -130,7 +132,7 @@ class TrainingFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFailed(Event):
+class JobFailed(Event):
     """The job ended with an error; what was saved before is intact."""
 
     error: str
@@ -142,15 +144,20 @@ EVENT_TYPES: dict[str, type[Event]] = {
     cls.__name__: cls
     for cls in (
         PhaseProgress, TrainingStarted, StepCompleted, ValidationMeasured, CheckpointSaved, ResultPublished,
-        PreviewReady, Warned, PauseChanged, TrainingFinished, TrainingFailed,
+        PreviewReady, Warned, PauseChanged, JobFinished, JobFailed,
     )
 }  # fmt: skip
+
+
+# What earlier versions called an event, and its name now.
+FORMER_NAMES = {"TrainingFinished": "JobFinished", "TrainingFailed": "JobFailed"}
 
 
 def event_from_json(record: dict[str, Any]) -> Event:
     """Inverse of `Event.to_json`. Raises KeyError for an unknown event name."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(record).items()}
-    return EVENT_TYPES[fields.pop("event")](**fields)
+    name = fields.pop("event")
+    return EVENT_TYPES[FORMER_NAMES.get(name, name)](**fields)
 
 
 Listener = Callable[[Event], None]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .control import JobControl
 from .errors import HostError
-from .events import Event
+from .events import Event, ResultPublished, Warned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,9 @@ class Surroundings(Protocol):
         match. Raises HostError.
         """
 
+    def known_sha256(self, path: Path) -> str | None:
+        """The sha256 of the whole file (64 digits) if the host knows it already; it is not read for that."""
+
     def mirror(self, event: Event) -> None:
         """A listener that shows the job in the host's own progress display."""
 
@@ -62,11 +65,27 @@ class _Alone:
     def publish(self, path: Path, kind: str, num_modules: int) -> Published | None:
         return None
 
+    def known_sha256(self, path: Path) -> str | None:
+        return None
+
     def mirror(self, event: Event) -> None:
         pass
 
 
 ALONE: Surroundings = _Alone()
+
+
+def publish_and_tell(
+    surroundings: Surroundings, emit: Callable[[Event], object], step: int, path: Path, kind: str, num_modules: int
+) -> None:
+    """Ask the host to use a result and say what it answers; when it fails, the file is there all the same."""
+    try:
+        published = surroundings.publish(path, kind, num_modules)
+    except HostError as error:
+        emit(Warned(text=f"{path.name} is saved, but the WebUI was not told: {error}"))
+        return
+    if published is not None:
+        emit(ResultPublished(step=step, path=str(path), text=published.text, is_usable=published.is_usable))
 
 
 @dataclass(frozen=True)

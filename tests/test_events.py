@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from extensions_lib.events import EVENT_TYPES, EventStream, StepCompleted, TrainingFinished, Warned, event_from_json
+from extensions_lib.events import EVENT_TYPES, EventStream, JobFinished, StepCompleted, Warned, event_from_json
 
 
 def step(number: int) -> StepCompleted:
@@ -16,10 +16,10 @@ def test_stream_stamps_and_delivers_in_order() -> None:
     seen = []
     stream = EventStream("job", (seen.append,), last_sequence=4)
     stream.emit(step(1))
-    stream.emit(TrainingFinished(reason="completed", step=1, path="a"))
+    stream.emit(JobFinished(reason="completed", step=1, path="a"))
     assert [(event.job_id, event.sequence, type(event).__name__) for event in seen] == [
         ("job", 5, "StepCompleted"),
-        ("job", 6, "TrainingFinished"),
+        ("job", 6, "JobFinished"),
     ]
     assert seen[0].time > 0
 

@@ -14,12 +14,12 @@ from typing import TextIO
 from ..events import (
     CheckpointSaved,
     Event,
+    JobFailed,
+    JobFinished,
     PauseChanged,
     PhaseProgress,
     PreviewReady,
     StepCompleted,
-    TrainingFailed,
-    TrainingFinished,
     TrainingStarted,
     ValidationMeasured,
     Warned,
@@ -96,8 +96,8 @@ class ConsoleDisplay:
             TrainingStarted: self._show_started,
             StepCompleted: self._show_step,
             PauseChanged: self._show_pause,
-            TrainingFinished: self._show_finished,
-            TrainingFailed: self._show_failed,
+            JobFinished: self._show_finished,
+            JobFailed: self._show_failed,
         }
 
     def __call__(self, event: Event) -> None:
@@ -173,13 +173,13 @@ class ConsoleDisplay:
         self._pace.set_paused(event.paused, self._clock())
         self._say(f"paused at step {event.step}" if event.paused else f"going on from step {event.step}")
 
-    def _show_finished(self, event: TrainingFinished) -> None:
+    def _show_finished(self, event: JobFinished) -> None:
         self.close()
         result = f"; result: {event.path}" if event.path else "; no result was written"
         elapsed = duration(self._pace.elapsed_seconds(self._clock()))
         self._say(f"{event.reason} at step {event.step} in {elapsed}{result}")
 
-    def _show_failed(self, event: TrainingFailed) -> None:
+    def _show_failed(self, event: JobFailed) -> None:
         self.close()
         self._say(f"failed: {event.message}" + (f"\n  {event.hint}" if event.hint else ""))
 

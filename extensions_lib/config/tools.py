@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, Problem
-from .codec import dump, load_settings
+from .codec import dump, load, load_settings
 from .field import Setting, settings_of
 from .files import PruneConfig
+from .job import TrainJobConfig
 from .merge import MergeConfig
 from .networks import BakeConfig, ExtractConfig, ResizeConfig
 from .rebuild import RebuildConfig
@@ -73,3 +74,41 @@ def load_any_tool(table: Mapping[str, Any]) -> ToolConfig:
     """The inverse of `dump_tool`. Raises ConfigError with every mistake."""
     settings = {key: value for key, value in table.items() if key != KIND}
     return load_tool(str(table.get(KIND, "")), settings)
+
+
+JobConfig = TrainJobConfig | ToolConfig  # what the job manager works on
+
+
+def load_job(table: Mapping[str, Any]) -> JobConfig:
+    """The inverse of `dump_job`. Raises ConfigError with every mistake."""
+    return load_any_tool(table) if KIND in table else load(table)
+
+
+def dump_job(config: JobConfig) -> dict[str, Any]:
+    """A training or a tool as a table; that of a tool says which one."""
+    return dump_tool(config) if isinstance(config, ToolConfig) else dump(config)
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file or folder that settings name: the setting, such as 'models[1].path', and `Option.file` of it."""
+
+    setting: str
+    path: str
+    kind: str
+
+
+def named_files(settings: Any, prefix: str = "") -> Iterator[NamedFile]:
+    """Every file and folder that the settings of a tool name, those in its lists too, in their order."""
+    for setting in settings_of(type(settings)):
+        value, name = getattr(settings, setting.name), f"{prefix}{setting.name}"
+        if setting.option.item is not None:
+            for index, entry in enumerate(value):
+                yield from named_files(entry, f"{name}[{index}].")
+        elif setting.option.file and value:
+            yield NamedFile(name, value, setting.option.file)
+
+
+def source_files(config: ToolConfig) -> tuple[NamedFile, ...]:
+    """The files that a tool reads; folders are none."""
+    return tuple(named for named in named_files(config) if named.kind != "folder")

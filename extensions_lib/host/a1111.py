@@ -11,6 +11,7 @@ from ..events import Event
 from ..ports import AccessPolicy, BaseModel, HostFolders, NoTrials, Parked, Published, Trials
 from . import folders, results, settings
 from .a1111_memory import A1111Memory
+from .checkpoints import known_sha256
 from .detect import A1111, FORGE, host_name
 from .forge import ForgeMemory
 from .lease import HostMemory, Lease
@@ -54,6 +55,10 @@ class WebuiHost:
         """See `results.publish`."""
         with self.lease.borrowed():
             return results.publish(path, kind, num_modules, self.name)
+
+    def known_sha256(self, path: Path) -> str | None:
+        """See `checkpoints.known_sha256`."""
+        return known_sha256(path)
 
     def mirror(self, event: Event) -> None:
         """Show the job in the host's progress display while it computes; what others show there is left alone."""

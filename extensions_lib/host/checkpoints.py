@@ -23,6 +23,21 @@ def publish_checkpoint(path: Path) -> Published:
     raise HostError(f"{path.name} is not in the WebUI's list of checkpoints.", HINT)
 
 
+def known_sha256(path: Path) -> str | None:
+    """The hash that the host has kept of a checkpoint, if the file has the very time it had then. Reads no model.
+
+    The host itself believes its hash of a file that was replaced by an older one. Of LoRAs it keeps other hashes, which
+    leave out the header.
+    """
+    from modules import hashes, sd_models
+
+    for info in tuple(sd_models.checkpoints_list.values()):
+        if Path(info.filename).resolve() == path.resolve():
+            kept = hashes.cache("hashes").get(f"checkpoint/{info.name}") or {}
+            return kept.get("sha256") if kept.get("mtime") == path.stat().st_mtime else None
+    return None
+
+
 def _keep_selection() -> None:
     """The chosen title ends in the hash of a file that may be another now; what it names is the same file.
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from ..events import (
     Event,
+    JobFailed,
+    JobFinished,
     PhaseProgress,
     PreviewReady,
     StepCompleted,
-    TrainingFailed,
-    TrainingFinished,
     TrainingStarted,
 )
 
@@ -52,7 +52,7 @@ class ProgressMirror:
                 self._write()
                 self._show_picture(event.path)
                 return
-            case TrainingFinished() | TrainingFailed():
+            case JobFinished() | JobFailed():
                 self.clear()
                 return
             case _:

@@ -54,6 +54,9 @@ class StandaloneHost:
         """Say where the result is; there is no list to put it into."""
         return Published(f"written to {path}", is_usable=True)
 
+    def known_sha256(self, path: Path) -> None:
+        """No hashes are kept."""
+
     def mirror(self, event: Event) -> None:
         """There is no other progress display."""
 

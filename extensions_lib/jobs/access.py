@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.job import FOLDERS_BESIDE, TrainJobConfig
+from ..config.tool import ToolConfig
+from ..config.tools import JobConfig, named_files
 from ..errors import AccessError, ConfigError, Problem
-from ..ports import AccessPolicy, Host
+from ..ports import AccessPolicy, BaseModel, Host
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+LISTED_KINDS = ("lora", "embedding", "hypernetwork", "vae")  # those of `Host.model_files`
 MAX_NAME_LENGTH = 100
 # What Windows takes for a device, whatever the ending.
 DEVICES = frozenset(
@@ -27,16 +30,22 @@ class NamedPath:
     holds_weights: bool = False
 
 
-def check_access(config: TrainJobConfig, policy: AccessPolicy, host: Host) -> None:
+def check_access(config: JobConfig, policy: AccessPolicy, host: Host) -> None:
     """Refuse what `policy` does not allow, links followed, and names that are no plain file names.
 
     A path is accepted below one of the policy's roots, below one of the host's own folders, or when the host lists it;
     with `hide_paths` the roots do not count. Raises AccessError, or ConfigError for a name.
     """
-    for name in (config.name, *(word for word in config.new_words if word != config.name)):
+    words = () if isinstance(config, ToolConfig) else config.new_words
+    for name in dict.fromkeys((config.name, *words)):
         check_name(name)
-    listed = {model.path.resolve() for model in host.base_models()}
-    for named in named_paths(config):
+    check_paths(named_paths(config), policy, host)
+
+
+def check_paths(paths: Iterable[NamedPath], policy: AccessPolicy, host: Host) -> None:
+    """The same for single paths. Raises AccessError."""
+    listed = {model.path.resolve() for model in listed_files(host, "model")}
+    for named in paths:
         path = _resolved(named)
         if path in listed:
             continue
@@ -62,6 +71,15 @@ def check_file(file: str, policy: AccessPolicy, host: Host) -> Path:
     return path
 
 
+def listed_files(host: Host, kind: str) -> tuple[BaseModel, ...]:
+    """What the host offers for a setting whose `Option.file` is `kind`; for 'model', all that it lists."""
+    if kind == "checkpoint":
+        return host.base_models()
+    if kind == "model":
+        return sum((listed_files(host, each) for each in ("checkpoint", *LISTED_KINDS)), ())
+    return host.model_files(kind) if kind in LISTED_KINDS else ()
+
+
 def check_name(name: str) -> None:
     """Refuse names that make no plain file on every system. Raises ConfigError."""
     stem = name.partition(".")[0].strip().lower()
@@ -74,8 +92,16 @@ def check_name(name: str) -> None:
     raise ConfigError([Problem("name", problem)])
 
 
-def named_paths(config: TrainJobConfig) -> Iterator[NamedPath]:
+def named_paths(config: JobConfig) -> Iterator[NamedPath]:
     """Every path in a job's settings."""
+    if isinstance(config, ToolConfig):
+        for named in named_files(config):
+            yield NamedPath(named.setting, Path(named.path), holds_weights=named.kind != "folder")
+    else:
+        yield from _paths_of_training(config)
+
+
+def _paths_of_training(config: TrainJobConfig) -> Iterator[NamedPath]:
     dataset, output = config.dataset, config.output
     yield NamedPath("base_model", Path(config.base_model), holds_weights=True)
     yield NamedPath("dataset.folder", Path(dataset.folder))

@@ -17,7 +17,8 @@ def draw_previews(
 ) -> int:
     """Write a grid of the base model's and the run's pictures to `output`; returns the steps the run has behind it.
 
-    Without `prompts` the run's own are drawn, or the trigger word. Raises TrainingError when the run has no state yet.
+    Without `prompts` the run's own are drawn, or the trigger word. Raises TrainingError when the run has no state yet,
+    ExtensionError when it is that of a tool.
     """
     import torch
 
@@ -28,7 +29,7 @@ def draw_previews(
     from ..training.previews import Previewer, no_boundary
     from ..training.run_state import load_newest
 
-    config = folder.config()
+    config = folder.training()
     state = load_newest(folder.state)
     if state is None:
         raise TrainingError(f"The run {folder.path} has no saved state yet.", "Start it, or wait for its first save.")

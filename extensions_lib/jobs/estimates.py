@@ -57,7 +57,7 @@ def _newest_first(runs: Path) -> Iterator[tuple[RunFolder, TrainJobConfig]]:
     for log in sorted(logs, key=lambda path: path.stat().st_mtime, reverse=True):
         folder = RunFolder(log.parent)
         try:
-            yield folder, folder.config()
+            yield folder, folder.training()
         except (ExtensionError, ValueError):
             continue
 

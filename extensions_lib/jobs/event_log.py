@@ -6,7 +6,7 @@ import bisect
 import copy
 from pathlib import Path
 
-from ..config.job import TrainJobConfig
+from ..config.tools import JobConfig
 from ..events import Event
 from .status import JobStatus, StatusFold
 from .store import read_event
@@ -15,7 +15,7 @@ from .store import read_event
 class EventLog:
     """The events of one run as far as they are on the disk. Not thread-safe."""
 
-    def __init__(self, path: Path, job_id: str, config: TrainJobConfig) -> None:
+    def __init__(self, path: Path, job_id: str, config: JobConfig) -> None:
         self._path, self._job_id, self._config = path, job_id, config
         self._clear()
 

@@ -31,7 +31,7 @@ def run_lock(path: Path) -> Iterator[None]:
                 break
             if not left:
                 raise TrainingError(
-                    f"The run {path.parent} is being trained already, here or by another process.",
+                    f"The run {path.parent} is being worked on already, here or by another process.",
                     "Wait until it ends, or stop it first.",
                 )
             time.sleep(_WAIT_SECONDS)

@@ -10,22 +10,25 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config.job import TrainJobConfig
+from ..config.job import OutputConfig
+from ..config.tool import ToolConfig
+from ..config.tools import TOOLS, JobConfig
 from ..control import JobControl
 from ..errors import ConfigError, ExtensionError, JobStateError, OutputError, Problem, UnknownJobError
-from ..events import Event, TrainingFailed, TrainingFinished
+from ..events import Event, JobFailed, JobFinished
 from ..ports import Host
 from .event_log import EventLog
 from .lock import is_locked
 from .results import delete_other_results, delete_run
-from .run import check_new, check_resume, create_run, failure_event, resume
+from .run import check_new, check_resume, failure_event, resume
 from .sinks import JsonlSink
-from .status import ACTIVE_STATES, STATES, JobStatus
-from .store import REQUESTS, RunFolder, make_request
+from .status import ACTIVE_STATES, STATES, JobStatus, states_at_work
+from .store import REQUESTS, RunFolder, create_run_folder, make_request
 
 logger = logging.getLogger(__name__)
 
 MAX_RESULTS = 1000
+TRAINING_REQUESTS = ("save", "preview")
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class _Active:
 
 
 class JobManager:
-    """Trains one job after the other in a thread of its own. Every method may be called from any thread.
+    """Works on one job after the other in a thread of its own. Every method may be called from any thread.
 
-    A job is a run folder below the host's runs; its name is the job's id.
+    A job is a training or a tool, and has a run folder below the host's runs, whose name is the job's id.
     """
 
     def __init__(self, host: Host) -> None:
@@ -68,19 +71,23 @@ class JobManager:
         self._ends: dict[Path, Event] = {}
         self._unreadable: set[Path] = set()
 
-    def submit(self, config: TrainJobConfig) -> str:
+    def submit(self, config: JobConfig) -> str:
         """Queue a new job, whose run folder is made at once, and return its id. Raises ExtensionError."""
-        output = dataclasses.replace(config.output, runs_folder=str(self.host.folders().runs))
-        config = dataclasses.replace(config, output=output)
+        runs = self.host.folders().runs
+        if not isinstance(config, ToolConfig):
+            config = dataclasses.replace(config, output=dataclasses.replace(config.output, runs_folder=str(runs)))
         check_new(config)
         with self._changed:
             self._refuse_name_in_queue(config)
-            folder = create_run(config)
+            folder = create_run_folder(runs, config)
             self._enqueue(_Queued(folder, first_sequence=0))
         return folder.job_id
 
     def continue_run(self, job_id: str, max_train_steps: int | None = None) -> None:
-        """Queue a run again; `max_train_steps` makes it longer. Raises ExtensionError when it cannot go on."""
+        """Queue a run again; `max_train_steps` makes a training longer, a tool starts from the beginning.
+
+        Raises ExtensionError when it cannot go on.
+        """
         folder = self.folder(job_id)
         self._at_rest(job_id, "Wait until it ends.")
         config = check_resume(folder, max_train_steps)
@@ -97,7 +104,10 @@ class JobManager:
         if word not in REQUESTS:
             raise ConfigError([Problem("request", f"is {word!r}, accepted are {', '.join(REQUESTS)}")])
         with self._changed:
-            folder, state = self.folder(job_id), self.status(job_id).state
+            folder, status = self.folder(job_id), self.status(job_id)
+            state = status.state
+            if status.is_tool and word in TRAINING_REQUESTS:
+                raise ConfigError([Problem("request", f"is {word!r}, which is for trainings; {_no_steps(status)}")])
             if self._active is not None and self._active.job_id == job_id:
                 make_request(word, self._active.control)
             elif state == "queued" and word in ("stop", "discard"):
@@ -162,7 +172,7 @@ class JobManager:
             self._ends.pop(folder.path, None)
 
     def wait_idle(self, timeout_seconds: float) -> bool:
-        """Wait until nothing is trained or queued; False when that takes longer."""
+        """Wait until nothing is worked on or queued; False when that takes longer."""
         with self._changed:
             return self._changed.wait_for(lambda: self._active is None and not self._queue, timeout_seconds)
 
@@ -173,17 +183,18 @@ class JobManager:
             self._thread.start()
         self._changed.notify_all()
 
-    def _refuse_name_in_queue(self, config: TrainJobConfig) -> None:
+    def _refuse_name_in_queue(self, config: JobConfig) -> None:
         """Two waiting jobs must not write the same file: the second would fail hours later."""
-        if config.output.overwrite:
+        output = _output(config)
+        if output.overwrite:
             return
         folders = [entry.folder for entry in self._queue] + ([self._active.folder] if self._active else [])
         for folder in folders:
             other = folder.config()
-            if (other.name, other.output.folder) == (config.name, config.output.folder):
+            if (other.name, Path(_output(other).folder)) == (config.name, Path(output.folder)):
                 raise OutputError(
                     f"The job {folder.job_id}, which is not finished yet, will write {config.name} in the same folder.",
-                    "Choose another name, or set output.overwrite = true.",
+                    "Choose another name, or allow overwriting.",
                 )
 
     def _folders(self) -> list[RunFolder]:
@@ -222,15 +233,16 @@ class JobManager:
 
     def _state(self, folder: RunFolder, told: JobStatus) -> str:
         """The state as the queue, the thread and the lock of the run know it, where its events cannot."""
+        first, _ = states_at_work(told.method)
         if self._active is not None and self._active.job_id == folder.job_id:
-            return told.state if told.version > self._active.first_sequence else "preparing"
+            return told.state if told.version > self._active.first_sequence else first
         if any(entry.job_id == folder.job_id for entry in self._queue):
             return "queued"
         if told.state not in ("queued", *ACTIVE_STATES):
             return told.state
         if not is_locked(folder.lock_file):
             return "interrupted"
-        return told.state if told.state in ACTIVE_STATES else "preparing"
+        return told.state if told.state in ACTIVE_STATES else first
 
     def _asked_steps(self, job_id: str) -> int | None:
         return next((entry.max_train_steps for entry in self._queue if entry.job_id == job_id), None)
@@ -244,7 +256,7 @@ class JobManager:
     def _note_never_started(self, folder: RunFolder, reason: str) -> None:
         """A run without a story was taken out of the queue; one with a story keeps its last state."""
         if self._log(folder).last_sequence == 0:
-            self._append(folder, TrainingFinished(reason=reason, step=0, path=""))
+            self._append(folder, JobFinished(reason=reason, step=0, path=""))
 
     def _append(self, folder: RunFolder, event: Event) -> None:
         """Write an event on behalf of a job that does not run; a full disk does not hide it from the page."""
@@ -266,7 +278,7 @@ class JobManager:
                 active = self._active = _Active(entry.folder, entry.first_sequence)
                 self._changed.notify_all()
             try:
-                self._train(active, entry.max_train_steps)
+                self._do(active, entry.max_train_steps)
             except Exception:
                 logger.exception("How job %s ended could not be noted.", entry.job_id)
             finally:
@@ -274,13 +286,13 @@ class JobManager:
                     self._active = None
                     self._changed.notify_all()
 
-    def _train(self, active: _Active, max_train_steps: int | None) -> None:
-        """Train one job to its end, whatever that is. Nothing that happens in a job ends the thread."""
+    def _do(self, active: _Active, max_train_steps: int | None) -> None:
+        """Work on one job to its end, whatever that is. Nothing that happens in a job ends the thread."""
         folder = active.folder
 
         def keep_end(event: Event) -> None:
             """For the case that the disk is too full to write it."""
-            if isinstance(event, (TrainingFinished, TrainingFailed)):
+            if isinstance(event, (JobFinished, JobFailed)):
                 self._ends[folder.path] = event
 
         try:
@@ -297,8 +309,18 @@ class JobManager:
     def _note_failure(self, folder: RunFolder, error: BaseException) -> None:
         """Errors before the first event have no event of their own yet. A run of another process is left alone."""
         with self._changed:
-            if not isinstance(self._ends.get(folder.path), TrainingFailed) and not is_locked(folder.lock_file):
+            if not isinstance(self._ends.get(folder.path), JobFailed) and not is_locked(folder.lock_file):
                 self._append(folder, failure_event(error))
+
+
+def _output(config: JobConfig) -> ToolConfig | OutputConfig:
+    """The settings that say where the result goes."""
+    return config if isinstance(config, ToolConfig) else config.output
+
+
+def _no_steps(status: JobStatus) -> str:
+    accepted = ", ".join(word for word in REQUESTS if word not in TRAINING_REQUESTS)
+    return f"'{TOOLS[status.method].title}' has no steps. Accepted are {accepted}"
 
 
 def _hint(state: str) -> str:

@@ -1,4 +1,4 @@
-"""A job in its run folder: fresh, resumed or extended."""
+"""A job in its run folder: fresh, resumed or extended. The one place that knows both kinds: trainings and tools."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from pathlib import Path
 
 from ..config.codec import dump, load
 from ..config.job import TrainJobConfig
+from ..config.tool import ToolConfig
+from ..config.tools import JobConfig
 from ..control import JobControl
-from ..errors import ConfigError, ExtensionError, JobStopped, Problem, TrainingError, is_out_of_memory
-from ..events import EventStream, Listener, TrainingFailed, TrainingFinished
+from ..errors import ConfigError, ExtensionError, JobStateError, JobStopped, Problem, TrainingError, is_out_of_memory
+from ..events import EventStream, JobFailed, JobFinished, Listener
 from ..ports import ALONE, Surroundings
 from .lock import run_lock
 from .sinks import JsonlSink
 from .store import RunFolder, create_run_folder
+
+TRAINING_MEMORY_HINT = "Lower the batch size or the resolution, or switch gradient checkpointing on."
+TOOL_MEMORY_HINT = "Close other programs, or let the WebUI unload its checkpoint, and start it again."
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,20 @@ class Outcome:
     run_folder: Path
 
 
-def check_new(config: TrainJobConfig) -> None:
+def check_new(config: JobConfig) -> None:
     """What can be told of a new run without loading anything. Raises ExtensionError."""
+    if isinstance(config, ToolConfig):
+        from ..merge.tools import foresee
+
+        foresee(config)
+        return
     from ..training.session import check_before_start
 
     check_before_start(config)
 
 
 def create_run(config: TrainJobConfig) -> RunFolder:
-    """The folder of a new run, once it is checked. Raises ExtensionError."""
+    """The folder of a new training, once it is checked. Raises ExtensionError."""
     check_new(config)
     return create_run_folder(Path(config.output.runs_folder), config)
 
@@ -62,9 +72,9 @@ def resume(
     max_train_steps: int | None = None,
     surroundings: Surroundings = ALONE,
 ) -> Outcome:
-    """Go on from the newest state, or from the beginning when there is none yet; `max_train_steps` extends the run.
+    """Go on from the newest state, or from the beginning when there is none yet; `max_train_steps` extends a training.
 
-    Raises TrainingError when the run is finished already, or is being trained.
+    Raises TrainingError or JobStateError when the run is finished already, or is being worked on.
     """
     with run_lock(folder.lock_file):
         config = check_resume(folder, max_train_steps)
@@ -72,11 +82,14 @@ def resume(
         return _run(folder, config, control, listeners, surroundings)
 
 
-def check_resume(folder: RunFolder, max_train_steps: int | None = None) -> TrainJobConfig:
+def check_resume(folder: RunFolder, max_train_steps: int | None = None) -> JobConfig:
     """The settings a run would go on with. Raises ExtensionError when it cannot go on."""
+    config = folder.config()
+    if isinstance(config, ToolConfig):
+        _check_tool_again(folder, config, max_train_steps)
+        return config
     from ..training.session import check_before_start, completed_steps
 
-    config = folder.config()
     if max_train_steps is not None:
         if max_train_steps < 1:
             raise ConfigError([Problem("max_train_steps", f"is {max_train_steps}, accepted are 1 or more steps")])
@@ -89,39 +102,73 @@ def check_resume(folder: RunFolder, max_train_steps: int | None = None) -> Train
 
 def _refuse_finished(folder: RunFolder, done: int, max_train_steps: int) -> None:
     """A run whose last event says so is finished; one that could not write its result may try again."""
-    last = next(reversed(list(folder.events())), None)
-    is_saved = isinstance(last, TrainingFinished) and last.reason == "completed"
-    if done >= max_train_steps and is_saved:
+    if done >= max_train_steps and _is_completed(folder):
         raise TrainingError(
             f"The run {folder.path} is finished: {done} of {max_train_steps} steps are done.",
             f"To train longer, resume it with more steps, for instance --max-train-steps {done + max(1, done // 2)}.",
         )
 
 
+def _check_tool_again(folder: RunFolder, config: ToolConfig, max_train_steps: int | None) -> None:
+    if max_train_steps is not None:
+        raise ConfigError([Problem("max_train_steps", f"is {max_train_steps}; this job has no steps, leave it out")])
+    if _is_completed(folder):
+        raise JobStateError(f"The job {folder.job_id} is finished.", "Start a new one with its settings.")
+    check_new(config)
+
+
+def _is_completed(folder: RunFolder) -> bool:
+    last = next(reversed(list(folder.events())), None)
+    return isinstance(last, JobFinished) and last.reason == "completed"
+
+
 def _run(
     folder: RunFolder,
-    config: TrainJobConfig,
+    config: JobConfig,
     control: JobControl,
     listeners: Sequence[Listener],
     surroundings: Surroundings,
 ) -> Outcome:
-    from ..training.session import SessionFolders, completed_steps, train
-
-    latents = Path(config.output.runs_folder) / "cache" / "latents"
-    folders = SessionFolders(folder.path, folder.state, folder.previews, latents)
+    is_tool = isinstance(config, ToolConfig)
+    work = _do_tool if is_tool else _train
     with closing(JsonlSink(folder.event_file)) as sink, _requests(folder, control):
         events = EventStream(folder.job_id, (sink, *listeners, surroundings.mirror), folder.last_sequence())
         try:
-            end = train(config, folders, control, events, surroundings)
+            return work(folder, config, control, events, surroundings)
         except JobStopped:
-            step = completed_steps(folder.state)
+            step = 0 if is_tool else _steps_done(folder)
             reason = "discarded" if control.discard_requested else "stopped"
-            events.emit(TrainingFinished(reason=reason, step=step, path=""))
+            events.emit(JobFinished(reason=reason, step=step, path=""))
             return Outcome(reason, step, None, folder.path)
         except Exception as error:
-            events.emit(failure_event(error))
+            events.emit(failure_event(error, TOOL_MEMORY_HINT if is_tool else TRAINING_MEMORY_HINT))
             raise
+
+
+def _do_tool(
+    folder: RunFolder, config: ToolConfig, control: JobControl, events: EventStream, surroundings: Surroundings
+) -> Outcome:
+    from .tool_job import do_tool
+
+    path = do_tool(config, folder.path, control, events, surroundings)
+    return Outcome("completed", 0, path, folder.path)
+
+
+def _train(
+    folder: RunFolder, config: TrainJobConfig, control: JobControl, events: EventStream, surroundings: Surroundings
+) -> Outcome:
+    from ..training.session import SessionFolders, train
+
+    latents = Path(config.output.runs_folder) / "cache" / "latents"
+    folders = SessionFolders(folder.path, folder.state, folder.previews, latents)
+    end = train(config, folders, control, events, surroundings)
     return Outcome(end.reason, end.step, end.path, folder.path)
+
+
+def _steps_done(folder: RunFolder) -> int:
+    from ..training.session import completed_steps
+
+    return completed_steps(folder.state)
 
 
 @contextmanager
@@ -136,23 +183,23 @@ def _requests(folder: RunFolder, control: JobControl) -> Iterator[None]:
         control.remove_source(source)
 
 
-def failure_event(error: BaseException) -> TrainingFailed:
+def failure_event(error: BaseException, memory_hint: str = TRAINING_MEMORY_HINT) -> JobFailed:
     """What the user is told of an error; one that is not meant for users is named a bug."""
     if isinstance(error, ExtensionError):
-        return TrainingFailed(error=type(error).__name__, message=error.message, hint=error.hint)
+        return JobFailed(error=type(error).__name__, message=error.message, hint=error.hint)
     if is_out_of_memory(error):
-        return TrainingFailed(
+        return JobFailed(
             error="OutOfMemoryError",
             message=f"Out of memory: {str(error).strip().partition(chr(10))[0] or type(error).__name__}",
-            hint="Lower the batch size or the resolution, or switch gradient checkpointing on.",
+            hint=memory_hint,
         )
     if isinstance(error, ImportError):
-        return TrainingFailed(
+        return JobFailed(
             error="HostError",
-            message=f"A package that training needs cannot be imported: {error}",
+            message=f"A package that the job needs cannot be imported: {error}",
             hint="Install it again in the environment of the WebUI; its own requirements name the right version.",
         )
-    return TrainingFailed(
+    return JobFailed(
         error=type(error).__name__,
         message=f"The job ended with an error that should not happen: {type(error).__name__}: {error}",
         hint="What was saved before is intact. The log of the program has the details; please report them.",

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ..events import CheckpointSaved, Event, TrainingFailed, TrainingFinished
+from ..events import CheckpointSaved, Event, JobFailed, JobFinished
 
 
 class JsonlSink:
@@ -21,7 +21,7 @@ class JsonlSink:
         """Write one line."""
         self._file.write(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
         self._file.flush()
-        if isinstance(event, (CheckpointSaved, TrainingFinished, TrainingFailed)):
+        if isinstance(event, (CheckpointSaved, JobFinished, JobFailed)):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -10,35 +10,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.job import TrainJobConfig
+from ..config.tool import ToolConfig
+from ..config.tools import TOOLS, JobConfig, kind_of, source_files
 from ..events import (
     CheckpointSaved,
     Event,
+    JobFailed,
+    JobFinished,
     PauseChanged,
     PhaseProgress,
     PreviewReady,
     ResultPublished,
     StepCompleted,
-    TrainingFailed,
-    TrainingFinished,
     TrainingStarted,
     ValidationMeasured,
     Warned,
 )
 
+# A training prepares and trains, a tool works.
 # 'interrupted': the process ended in the middle of the job. 'queued' and 'interrupted' are told by the job manager.
 STATES = (
-    "queued", "preparing", "training", "paused", "completed", "stopped", "discarded", "failed", "interrupted",
+    "queued", "preparing", "training", "working", "paused", "completed", "stopped", "discarded", "failed",
+    "interrupted",
 )  # fmt: skip
-ACTIVE_STATES = ("preparing", "training", "paused")
+ACTIVE_STATES = ("preparing", "training", "working", "paused")
 PACE_STEPS = 20
+
+
+def states_at_work(method: str) -> tuple[str, str]:
+    """The state in which a job begins when it is its turn, and the one in which it goes on."""
+    return ("working", "working") if method in TOOLS else ("preparing", "training")
 
 
 @dataclass(frozen=True)
 class SavedResult:
     """A result file after `step` steps; `published` is what the host said of it, '' when it was not asked.
 
-    `beside` are the further files that belong to it.
+    `beside` are the further files that belong to it; `text` is what else there is to know of it.
     """
 
     step: int
@@ -47,6 +55,7 @@ class SavedResult:
     published: str = ""
     is_usable: bool = True
     beside: tuple[str, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class JobStatus:
     """A job at one moment. Times are seconds since the epoch; `curve` and `validation` hold (step, loss).
 
     `preview_steps` are the steps with preview pictures: `<step:06d>-<prompt>.png` in the run's previews folder.
+    Of a tool `method` is its kind, one of `config.tools.TOOLS`; it has no steps. `sources` are the files it reads.
     `version` changes whenever anything else does.
     """
 
@@ -84,7 +94,13 @@ class JobStatus:
     preview_steps: tuple[int, ...] = ()
     curve: tuple[tuple[int, float], ...] = ()
     validation: tuple[tuple[int, float], ...] = ()
+    sources: tuple[str, ...] = ()
     version: int = 0
+
+    @property
+    def is_tool(self) -> bool:
+        """Whether it is a tool for files, rather than a training."""
+        return self.method in TOOLS
 
     @property
     def is_active(self) -> bool:
@@ -104,21 +120,18 @@ class JobStatus:
 class StatusFold:
     """Folds the events of one job, in order, into its status. Not thread-safe."""
 
-    def __init__(self, job_id: str, config: TrainJobConfig) -> None:
+    def __init__(self, job_id: str, config: JobConfig) -> None:
         self._told: dict[str, Any] = {  # of JobStatus; a dict, because a history has hundreds of thousands of events
             "job_id": job_id,
             "name": config.name,
-            "method": config.method.kind,
-            "preset": config.preset,
-            "base_model": config.base_model,
-            "trigger_word": config.trigger_word,
+            **_facts(config),
             "state": "queued",
-            "max_train_steps": config.training.num_steps,
             "started_at": 0.0,
             "warnings": (),
             "results": (),
             "preview_steps": (),
         }
+        self._first_state, self._state_at_work = states_at_work(self._told["method"])
         self._curve: list[tuple[int, float]] = []
         self._validation: list[tuple[int, float]] = []
         self._pace: deque[float] = deque(maxlen=PACE_STEPS)
@@ -141,10 +154,10 @@ class StatusFold:
         told = self._told
         match event:
             case PhaseProgress():
-                fresh = {} if told["state"] == "preparing" else {"error": "", "hint": "", "warnings": ()}
+                fresh = {} if told["state"] == self._first_state else {"error": "", "hint": "", "warnings": ()}
                 return {
-                    "state": "preparing", "phase": event.phase, "phase_done": event.done, "phase_total": event.total,
-                    **fresh,
+                    "state": self._first_state, "phase": event.phase, "phase_done": event.done,
+                    "phase_total": event.total, **fresh,
                 }  # fmt: skip
             case TrainingStarted():
                 return self._restart(event)
@@ -155,7 +168,7 @@ class StatusFold:
                 return {}
             case CheckpointSaved():
                 others = tuple(saved for saved in told["results"] if saved.path != event.path)
-                saved = SavedResult(event.step, event.path, event.num_modules, beside=event.beside)
+                saved = SavedResult(event.step, event.path, event.num_modules, beside=event.beside, text=event.text)
                 return {"results": (*others, saved)}
             case ResultPublished():
                 results = tuple(_published(saved, event) for saved in told["results"])
@@ -165,10 +178,10 @@ class StatusFold:
             case Warned():
                 return {"warnings": (*told["warnings"], event.text)}
             case PauseChanged():
-                return {"state": "paused" if event.paused else "training"}
-            case TrainingFinished():
+                return {"state": "paused" if event.paused else self._state_at_work}
+            case JobFinished():
                 return {"state": event.reason, "step": event.step, "phase": ""}
-            case TrainingFailed():
+            case JobFailed():
                 return {"state": "failed", "error": event.message, "hint": event.hint, "phase": ""}
         return {}
 
@@ -195,6 +208,23 @@ class StatusFold:
             "learning_rate": event.learning_rate,
             "peak_memory_gib": event.peak_memory_gib,
         }
+
+
+def _facts(config: JobConfig) -> dict[str, Any]:
+    """What the settings alone say."""
+    if isinstance(config, ToolConfig):
+        sources = tuple(named.path for named in source_files(config))
+        return {
+            "method": kind_of(config), "preset": "", "base_model": "", "trigger_word": "", "max_train_steps": 0,
+            "sources": sources,
+        }  # fmt: skip
+    return {
+        "method": config.method.kind,
+        "preset": config.preset,
+        "base_model": config.base_model,
+        "trigger_word": config.trigger_word,
+        "max_train_steps": config.training.num_steps,
+    }
 
 
 def _unusable_beside(results: Sequence[SavedResult], event: ResultPublished) -> list[str]:

@@ -1,9 +1,9 @@
 """The folder of a run: everything needed to look at it and to resume it.
 
-job.json       the settings, defaults filled in
+job.json       the settings, defaults filled in; with the key "tool" those of a tool, else of a training
 events.jsonl   every event, in order
 results.txt    the result files that are this run's own
-run.lock       held by the process that trains the run
+run.lock       held by the process that works on the run
 state/         what a crash is resumed from
 previews/      one picture a step and prompt, and grid.png
 requests/      files another process makes: save, preview, pause, resume, stop, discard
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.codec import dump, load
 from ..config.job import TrainJobConfig
+from ..config.tools import JobConfig, dump_job, kind_of, load_job
 from ..control import JobControl
 from ..errors import ExtensionError, OutputError
 from ..events import Event, event_from_json
@@ -54,7 +54,7 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
-        """Held while the run is trained; see jobs/lock.py."""
+        """Held while the run is worked on; see jobs/lock.py."""
         return self.path / "run.lock"
 
     @property
@@ -62,16 +62,23 @@ class RunFolder:
         """The log of events."""
         return self.path / "events.jsonl"
 
-    def config(self) -> TrainJobConfig:
-        """The settings the run was started with. Raises ConfigError or ExtensionError."""
+    def config(self) -> JobConfig:
+        """The settings the run was started with: of a training or a tool. Raises ConfigError or ExtensionError."""
         try:
-            return load(json.loads((self.path / "job.json").read_text(encoding="utf-8")))
+            return load_job(json.loads((self.path / "job.json").read_text(encoding="utf-8")))
         except OSError as error:
             raise ExtensionError(f"{self.path} is not a run folder: {error}.", "Name a folder below runs/.") from error
 
-    def write_config(self, config: TrainJobConfig) -> None:
+    def training(self) -> TrainJobConfig:
+        """The settings of a training. Raises ConfigError or ExtensionError, the latter for the run of a tool too."""
+        config = self.config()
+        if isinstance(config, TrainJobConfig):
+            return config
+        raise ExtensionError(f"{self.path} is the run of '{kind_of(config)}', no training.", "Name that of a training.")
+
+    def write_config(self, config: JobConfig) -> None:
         """Write job.json."""
-        text = json.dumps(dump(config), indent=2, ensure_ascii=False)
+        text = json.dumps(dump_job(config), indent=2, ensure_ascii=False)
         temporary = self.path / f"job.json.tmp-{os.getpid()}"
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, self.path / "job.json")
@@ -129,7 +136,7 @@ def read_event(line: bytes) -> Event | None:
         return None
 
 
-def create_run_folder(runs: Path, config: TrainJobConfig) -> RunFolder:
+def create_run_folder(runs: Path, config: JobConfig) -> RunFolder:
     """A new folder `<runs>/<name>`, or `<name>-2`, `-3`, ... Raises OutputError when it cannot be made."""
     for number in range(1, 10_000):
         path = runs / (config.name if number == 1 else f"{config.name}-{number}")

@@ -1,17 +1,22 @@
-"""From what a user fills in to a job that may be trained in this host."""
+"""From what a user fills in to a job that may be done in this host."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..config.codec import load
+from ..config.field import settings_of
 from ..config.job import FOLDERS_BESIDE, TrainJobConfig
 from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..config.presets import PRESETS, merge
-from ..errors import ConfigError, Problem
+from ..config.tool import ToolConfig
+from ..config.tools import KIND, TOOLS, kind_of, load_any_tool, source_files
+from ..errors import ConfigError, ExtensionError, Problem
 from ..ports import Host
-from .access import check_access
+from .access import check_access, listed_files
 from .families import with_family
 
 
@@ -29,6 +34,60 @@ def prepare_job(table: Mapping[str, Any], host: Host) -> TrainJobConfig:
         raise ConfigError([Problem("method.kind", f"is {config.method.kind!r}, which is of no use here: {reason}")])
     check_access(config, host.access(), host)
     return load(with_family(filled))  # reads the base model's file, so not before it may be read
+
+
+def prepare_tool(table: Mapping[str, Any], host: Host) -> ToolConfig:
+    """The settings of a tool, named by the key 'tool', with the host's own folder where `table` gives none.
+
+    Files may be named as the host lists them. Raises ConfigError with every mistake, or AccessError.
+    """
+    given = table.get("folder", "")
+    given = given.strip() if isinstance(given, str) else given
+    known = {KIND: str(table.get(KIND, "")), "folder": given or str(host.folders().work)}
+    kind = known[KIND]
+    files = _with_paths(TOOLS[kind].settings, table, host) if kind in TOOLS else table
+    config = load_any_tool({**files, **known})
+    check_access(config, host.access(), host)
+    if not given:
+        config = dataclasses.replace(config, folder=str(own_folder(config, host)))
+        check_access(config, host.access(), host)
+    return config
+
+
+def own_folder(config: ToolConfig, host: Host) -> Path:
+    """Where the host looks for what a tool makes; beside the file it is made from when that is of no kind it knows."""
+    kind, results = TOOLS[kind_of(config)].makes, host.folders().results
+    sources = source_files(config)
+    if not kind and sources:
+        kind = _kind_of_file(Path(sources[0].path))
+    return results[kind] if kind in results else Path(sources[0].path).parent
+
+
+def _kind_of_file(path: Path) -> str:
+    """What a file holds, '' when that cannot be told. A recipe is that of a checkpoint."""
+    if path.suffix.lower() == ".json":
+        return "checkpoint"
+    from ..formats.inspect import describe_file
+
+    try:
+        return str(describe_file(path, with_hashes=False)["kind"])
+    except (ExtensionError, OSError):
+        return ""
+
+
+def _with_paths(cls: type, table: Mapping[str, Any], host: Host) -> dict[str, Any]:
+    """`table` with paths in place of titles; what is of the wrong type stays, for the strict reader to refuse."""
+    filled = dict(table)
+    for setting in settings_of(cls):
+        value, option = table.get(setting.name), setting.option
+        if option.file and isinstance(value, str):
+            filled[setting.name] = _path_of(value, option.file, host)
+        elif option.item is not None and isinstance(value, (list, tuple)):
+            entries = [option.of_line(each) if isinstance(each, str) and option.of_line else each for each in value]
+            filled[setting.name] = [
+                _with_paths(option.item, each, host) if isinstance(each, Mapping) else each for each in entries
+            ]
+    return filled
 
 
 def with_host_values(table: Mapping[str, Any], host: Host) -> dict[str, Any]:
@@ -60,5 +119,9 @@ def _base_model(given: Any, host: Host) -> Any:
                 [Problem("base_model", "is missing, and the WebUI has no checkpoint selected")], "Choose a checkpoint."
             )
         return str(selected)
-    paths = {model.title: str(model.path) for model in host.base_models()}
-    return paths.get(given, given) if isinstance(given, str) else given
+    return _path_of(given, "checkpoint", host) if isinstance(given, str) else given
+
+
+def _path_of(given: str, kind: str, host: Host) -> str:
+    """The path of what the host lists under this title, else `given` itself."""
+    return next((str(file.path) for file in listed_files(host, kind) if file.title == given), given)

@@ -11,13 +11,15 @@ from ..config.merge import MergeConfig
 from ..config.networks import BakeConfig, ExtractConfig, ResizeConfig
 from ..config.rebuild import RebuildConfig
 from ..config.tool import ToolConfig
-from ..config.tools import kind_of
+from ..config.tools import kind_of, source_files
 from ..control import JobControl
+from ..errors import ConfigError, Problem
+from ..formats.safetensors_io import num_bytes
 from .bake import bake, plan_bake
 from .execute import execute
 from .extract import extract
 from .lora_files import WrittenLora
-from .plan import plan_merge
+from .plan import check_output, plan_merge
 from .progress import Emit
 from .prune import plan_prune, prune
 from .rebuild import rebuild
@@ -41,12 +43,55 @@ class ToolResult:
     is_as_asked: bool = True
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a result before any work; None where only the work itself shows it."""
+
+    path: Path | None = None
+    num_bytes: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def foresee(config: ToolConfig) -> Outlook:
+    """What can be told of a result from the headers of its files. Nothing is written.
+
+    Raises ConfigError for files that are not there, and what the tool's plan raises, if it has one.
+    """
+    missing = [named for named in source_files(config) if not Path(named.path).exists()]
+    if missing:
+        problems = [Problem(named.setting, f"is {named.path}, which is not there") for named in missing]
+        raise ConfigError(problems, "Choose a file that exists.")
+    plan = PLANS.get(kind_of(config))
+    return plan(config) if plan else Outlook()
+
+
 def run_tool(config: ToolConfig, control: JobControl, emit: Emit, *, hash_of: HashOf = lambda path: None) -> ToolResult:
     """Do what the settings say. `hash_of` may know the sha256 of a file (64 digits) without reading it, None if not.
 
     Raises ExtensionError; there is then no file under the result's name, or the old one.
     """
     return RUNNERS[kind_of(config)](config, control, emit, hash_of)
+
+
+def _plan_merge(config: MergeConfig) -> Outlook:
+    plan = plan_merge(config)
+    return Outlook(plan.output, plan.num_bytes, plan.warnings)
+
+
+def _plan_bake(config: BakeConfig) -> Outlook:
+    plan = plan_bake(config)
+    return Outlook(plan.output, sum(map(num_bytes, plan.infos.values())), plan.warnings)
+
+
+def _plan_prune(config: PruneConfig) -> Outlook:
+    plan = plan_prune(config)
+    return Outlook(plan.output, sum(map(num_bytes, plan.infos.values())))
+
+
+def _plan_file(config: ToolConfig) -> Outlook:
+    output = Path(config.folder) / f"{config.name}.safetensors"
+    check_output(output, [Path(named.path) for named in source_files(config)], 0, overwrite=config.overwrite)
+    return Outlook(output)
 
 
 def _merge(config: MergeConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
@@ -101,6 +146,14 @@ def _lora_text(written: WrittenLora) -> str:
     return ", ".join(kinds) + left_out + "."
 
 
+PLANS: dict[str, Callable[..., Outlook]] = {
+    "merge": _plan_merge,
+    "bake": _plan_bake,
+    "extract": _plan_file,
+    "resize": _plan_file,
+    "prune": _plan_prune,
+    "rebuild": _plan_file,
+}
 RUNNERS: dict[str, Callable[..., ToolResult]] = {
     "merge": _merge,
     "bake": _bake,

@@ -14,14 +14,13 @@ from torch import nn
 
 from ..config.job import TrainJobConfig
 from ..control import JobControl
-from ..errors import ExtensionError, FormatError, HostError, JobStopped, OutputError, TrainingError
+from ..errors import ExtensionError, FormatError, JobStopped, OutputError, TrainingError
 from ..events import (
     CheckpointSaved,
     EventStream,
+    JobFinished,
     PhaseProgress,
     PreviewReady,
-    ResultPublished,
-    TrainingFinished,
     TrainingStarted,
     ValidationMeasured,
     Warned,
@@ -30,7 +29,7 @@ from ..formats.embedding import read_embedding
 from ..methods.base import Trainable, TrainMethod
 from ..methods.catalogue import make_method
 from ..methods.known_words import with_known_words
-from ..ports import ALONE, Surroundings
+from ..ports import ALONE, Surroundings, publish_and_tell
 from .actions import Actions, Every
 from .build import (
     Prepared,
@@ -258,11 +257,11 @@ class _Session:
         step = self.loop.completed_steps
         self.save_state(step)
         if self.control.discard_requested:
-            self.events.emit(TrainingFinished(reason="discarded", step=step, path=""))
+            self.events.emit(JobFinished(reason="discarded", step=step, path=""))
             return SessionEnd("discarded", step, None)
         save = self.save if reason == "completed" else self.save_early
         path = save(step, is_final=True) if step else None
-        self.events.emit(TrainingFinished(reason=reason, step=step, path=str(path or "")))
+        self.events.emit(JobFinished(reason=reason, step=step, path=str(path or "")))
         return SessionEnd(reason, step, path)
 
     def _announce(self) -> None:
@@ -339,16 +338,7 @@ class _Session:
             return None
 
     def _publish(self, step: int, path: Path, kind: str, num_modules: int) -> None:
-        """Ask the host to use the result; when it fails the file is there all the same."""
-        try:
-            published = self.lender.surroundings.publish(path, kind, num_modules)
-        except HostError as error:
-            self.events.emit(Warned(text=f"{path.name} is saved, but the WebUI was not told: {error}"))
-            return
-        if published is not None:
-            self.events.emit(
-                ResultPublished(step=step, path=str(path), text=published.text, is_usable=published.is_usable)
-            )
+        publish_and_tell(self.lender.surroundings, self.events.emit, step, path, kind, num_modules)
 
     def preview(self, step: int) -> None:
         """Draw the previews; a failure is a warning, the training goes on. A stop ends the drawing."""

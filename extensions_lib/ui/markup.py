@@ -18,6 +18,7 @@ STATE_WORDS = {
     "queued": "Waiting in the queue",
     "preparing": "Preparing",
     "training": "Training",
+    "working": "Working",
     "paused": "Paused",
     "completed": "Completed",
     "stopped": "Stopped",

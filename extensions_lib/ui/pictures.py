@@ -35,7 +35,7 @@ class RunPictures:
     def of(cls, folder: RunFolder) -> RunPictures:
         """Read a run's folder."""
         try:
-            config = folder.config()
+            config = folder.training()
         except (ExtensionError, ValueError):
             config = None
         prompts = read_prompts(folder.previews)

@@ -48,6 +48,9 @@ class FolderHost:
     def base_models(self) -> tuple[BaseModel, ...]:
         return (BaseModel("practice [d75978bb3c]", self.base),)
 
+    def model_files(self, kind: str) -> tuple[BaseModel, ...]:
+        return ()
+
     def selected_base_model(self) -> Path | None:
         return self.base
 
@@ -66,6 +69,9 @@ class FolderHost:
         pass
 
     def publish(self, path: Path, kind: str, num_modules: int) -> Published | None:
+        return None
+
+    def known_sha256(self, path: Path) -> str | None:
         return None
 
     def mirror(self, event: Event) -> None:

@@ -112,7 +112,7 @@ def test_a_job_from_the_check_to_its_results(client: TestClient, manager: JobMan
     assert (job["state"], job["step"], job["error"]) == ("completed", 2, "")
     assert client.get(f"{API}/jobs/zbadge/previews/grid.png").content.startswith(b"\x89PNG")
     events = client.get(f"{API}/jobs/zbadge/events").json()["events"]
-    assert events[-1]["event"] == "TrainingFinished"
+    assert events[-1]["event"] == "JobFinished"
     results = {result["step"]: Path(result["path"]) for result in job["results"]}
     assert sorted(results) == [1, 2]
     deleted = client.post(f"{API}/jobs/zbadge/keep", json={"step": 2}).json()["deleted"]

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from extensions_lib.config.codec import load
-from extensions_lib.events import EventStream, StepCompleted, TrainingFinished, TrainingStarted
+from extensions_lib.events import EventStream, JobFinished, StepCompleted, TrainingStarted
 from extensions_lib.host.standalone import practice_job
 from extensions_lib.jobs.sinks import JsonlSink
 from extensions_lib.jobs.store import RunFolder, create_run_folder
@@ -177,7 +177,7 @@ def _write_runs(server: Server, number: int) -> None:
                     step=step, loss=0.1, learning_rate=1e-4, num_examples_seen=step, seconds=0.1, peak_memory_gib=0
                 )
             )
-        events.emit(TrainingFinished(reason="completed", step=NUM_STEPS, path=""))
+        events.emit(JobFinished(reason="completed", step=NUM_STEPS, path=""))
     story = folders[0].event_file.read_text(encoding="utf-8")
     for folder in folders[1:]:
         folder.event_file.write_text(story.replace(folders[0].job_id, folder.job_id), encoding="utf-8")

@@ -9,12 +9,12 @@ from extensions_lib.cli.pace import Pace, Running, duration
 from extensions_lib.events import (
     CheckpointSaved,
     Event,
+    JobFailed,
+    JobFinished,
     PauseChanged,
     PhaseProgress,
     PreviewReady,
     StepCompleted,
-    TrainingFailed,
-    TrainingFinished,
     TrainingStarted,
     ValidationMeasured,
     Warned,
@@ -141,8 +141,8 @@ def test_every_other_event_has_its_line(log: Session) -> None:
         PreviewReady(step=100, path="runs/000100-0.png", grid_path="runs/grid.png"),
         ValidationMeasured(step=100, loss=0.25),
         Warned(text="low disk space"),
-        TrainingFailed(error="OutOfMemoryError", message="The GPU is full.", hint="Use batch size 1."),
-        TrainingFailed(error="ModelError", message="No model.", hint=""),
+        JobFailed(error="OutOfMemoryError", message="The GPU is full.", hint="Use batch size 1."),
+        JobFailed(error="ModelError", message="No model.", hint=""),
     ]
     assert "".join(log.show(event) for event in events) == (
         "step 100: saved runs/zkw.safetensors (fits 192 modules)\n"
@@ -158,9 +158,9 @@ def test_every_other_event_has_its_line(log: Session) -> None:
 def test_the_end_leaves_the_progress_on_the_screen(terminal: Session) -> None:
     terminal.show(started())
     terminal.show(step(200), seconds=200)
-    finished = TrainingFinished(reason="completed", step=200, path="zkw.safetensors")
+    finished = JobFinished(reason="completed", step=200, path="zkw.safetensors")
     assert terminal.show(finished, seconds=2) == "\ncompleted at step 200 in 3:22; result: zkw.safetensors\n"
-    discarded = TrainingFinished(reason="discarded", step=3, path="")
+    discarded = JobFinished(reason="discarded", step=3, path="")
     assert terminal.show(discarded) == "discarded at step 3 in 3:22; no result was written\n"
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from extensions_lib.events import (
     CheckpointSaved,
+    JobFinished,
     PhaseProgress,
     PreviewReady,
     StepCompleted,
-    TrainingFinished,
     TrainingStarted,
 )
 from extensions_lib.host.a1111 import WebuiHost
@@ -55,7 +55,7 @@ def test_statement_20_the_state_is_idle_after_the_job(webui: Webui) -> None:
     mirror, state = ProgressMirror(), webui.shared.state
     mirror.show(STARTED)
     mirror.show(step(101))
-    mirror.show(TrainingFinished(reason="completed", step=101, path=""))
+    mirror.show(JobFinished(reason="completed", step=101, path=""))
     shown = (state.job, state.job_count, state.job_no, state.textinfo, state.current_image)
     assert shown == ("", 0, 0, None, None)
 
@@ -64,7 +64,7 @@ def test_what_others_wrote_is_left_alone_when_we_wrote_nothing(webui: Webui) -> 
     state = webui.shared.state
     state.job, state.textinfo = "txt2img", "theirs"
     mirror = ProgressMirror()
-    mirror.show(TrainingFinished(reason="completed", step=1, path=""))
+    mirror.show(JobFinished(reason="completed", step=1, path=""))
     mirror.show(CheckpointSaved(step=1, path="x", num_modules=1))
     mirror.clear()
     assert (state.job, state.textinfo, state.sampling_steps) == ("txt2img", "theirs", 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ import pytest
 
 from extensions_lib.config.presets import merge
 from extensions_lib.events import Event
+from extensions_lib.jobs.manager import JobManager
+from extensions_lib.jobs.status import JobStatus
 from extensions_lib.ports import AccessPolicy, BaseModel, HostFolders, Parked, Published
 
 LORA = {"kind": "lora", "rank": 2, "alpha": 2.0, "layer_filter": "attn2", "train_text_encoder": False}
 MakeJob = Callable[..., dict[str, Any]]
+WAIT_SECONDS = 120
 
 
 @pytest.fixture
@@ -50,6 +54,7 @@ class RecordingHost:
 
     root: Path
     models: tuple[BaseModel, ...] = ()
+    files: dict[str, tuple[BaseModel, ...]] = field(default_factory=dict)
     selected: Path | None = None
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     unusable: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +62,7 @@ class RecordingHost:
     on_leave: Callable[[], None] = lambda: None
     on_lend: Callable[[Parked], None] = lambda parked: None
     on_publish: Callable[[Path], Published | None] = lambda path: Published("visible", True)
+    on_hash: Callable[[Path], str | None] = lambda path: None
     name: str = "test"
     has_prompt: bool = False
     reads_words_in_loras: bool = True
@@ -82,9 +88,12 @@ class RecordingHost:
         self.on_lend(parked)
 
     def publish(self, path: Path, kind: str, num_modules: int) -> Published | None:
-        assert num_modules > 0
+        assert num_modules > 0 or kind == "checkpoint"
         self.notes.append(f"publish {kind} {path.name} card={path.with_suffix('.json').exists()}")
         return self.on_publish(path)
+
+    def known_sha256(self, path: Path) -> str | None:
+        return self.on_hash(path)
 
     def mirror(self, event: Event) -> None:
         self.mirrored.append(event)
@@ -101,6 +110,9 @@ class RecordingHost:
     def base_models(self) -> tuple[BaseModel, ...]:
         return self.models
 
+    def model_files(self, kind: str) -> tuple[BaseModel, ...]:
+        return self.files.get(kind, ())
+
     def selected_base_model(self) -> Path | None:
         return self.selected
 
@@ -115,3 +127,41 @@ class RecordingHost:
 def recording_host(tmp_path: Path) -> RecordingHost:
     """A host that lists nothing and allows everything."""
     return RecordingHost(tmp_path / "host")
+
+
+@pytest.fixture
+def manager(recording_host: Any) -> Iterator[JobManager]:
+    """A manager whose jobs are stopped at the end, whatever the test did."""
+    made = JobManager(recording_host)
+    yield made
+    for status in made.statuses():
+        if status.is_active or status.state == "queued":
+            made.ask(status.job_id, "discard")
+    assert made.wait_idle(WAIT_SECONDS)
+
+
+@pytest.fixture
+def hold(recording_host: Any) -> Iterator[threading.Event]:
+    """The job thread waits for this before its first step of exclusive work."""
+    go = threading.Event()
+    recording_host.on_enter = lambda: assert_in_time(go.wait(WAIT_SECONDS))
+    yield go
+    go.set()
+
+
+def assert_in_time(happened: bool) -> None:
+    assert happened
+
+
+def until(manager: JobManager, job_id: str, is_met: Callable[[JobStatus], bool]) -> JobStatus:
+    """The status as soon as it is so."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_met(status := manager.status(job_id)):
+        assert time.monotonic() < deadline, status
+        time.sleep(0.02)
+    return status
+
+
+def finished(manager: JobManager, job_id: str) -> JobStatus:
+    assert manager.wait_idle(WAIT_SECONDS)
+    return manager.status(job_id)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from extensions_lib.config.codec import load
-from extensions_lib.events import PhaseProgress, TrainingFailed, Warned
+from extensions_lib.events import JobFailed, PhaseProgress, Warned
 from extensions_lib.jobs.event_log import EventLog
 from extensions_lib.jobs.store import RunFolder
 
@@ -61,7 +61,7 @@ def test_a_log_that_became_shorter_is_read_anew(log: EventLog, tmp_path: Path) -
 def test_an_end_that_could_not_be_written_is_told_and_not_kept(log: EventLog, tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text(line(1))
     log.refresh()
-    end = TrainingFailed(error="DiskFullError", message="full", hint="", sequence=2, time=2.0)
+    end = JobFailed(error="DiskFullError", message="full", hint="", sequence=2, time=2.0)
     assert (log.status(end).state, log.status(end).error) == ("failed", "full")
     assert log.status().state == "queued"
     phase = PhaseProgress(phase="load model", done=0, total=1, sequence=1, time=1.0)

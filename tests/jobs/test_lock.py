@@ -22,7 +22,7 @@ def test_a_lock_is_held_once_and_left(tmp_path: Path) -> None:
     def fail_inside() -> None:
         with run_lock(path):
             assert is_locked(path)
-            with pytest.raises(TrainingError, match=r"The run .*cat is being trained already"), run_lock(path):
+            with pytest.raises(TrainingError, match=r"The run .*cat is being worked on already"), run_lock(path):
                 pass
             raise KeyError
 

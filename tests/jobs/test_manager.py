@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +23,14 @@ from extensions_lib.errors import (
     TrainingError,
     UnknownJobError,
 )
-from extensions_lib.events import Event, StepCompleted, TrainingFailed, TrainingStarted
+from extensions_lib.events import Event, JobFailed, StepCompleted, TrainingStarted
 from extensions_lib.jobs.lock import is_locked, run_lock
 from extensions_lib.jobs.manager import JobManager
 from extensions_lib.jobs.run import create_run
 from extensions_lib.jobs.status import JobStatus
 from extensions_lib.jobs.store import RunFolder
 
-WAIT_SECONDS = 120
-
-
-@pytest.fixture
-def manager(recording_host: Any) -> Iterator[JobManager]:
-    """A manager whose jobs are stopped at the end, whatever the test did."""
-    made = JobManager(recording_host)
-    yield made
-    for status in made.statuses():
-        if status.is_active or status.state == "queued":
-            made.ask(status.job_id, "discard")
-    assert made.wait_idle(WAIT_SECONDS)
-
-
-@pytest.fixture
-def hold(recording_host: Any) -> Iterator[threading.Event]:
-    """The job thread waits for this before its first step of exclusive work."""
-    go = threading.Event()
-    recording_host.on_enter = lambda: assert_in_time(go.wait(WAIT_SECONDS))
-    yield go
-    go.set()
-
-
-def assert_in_time(happened: bool) -> None:
-    assert happened
-
-
-def until(manager: JobManager, job_id: str, is_met: Callable[[JobStatus], bool]) -> JobStatus:
-    """The status as soon as it is so."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not is_met(status := manager.status(job_id)):
-        assert time.monotonic() < deadline, status
-        time.sleep(0.02)
-    return status
-
-
-def finished(manager: JobManager, job_id: str) -> JobStatus:
-    assert manager.wait_idle(WAIT_SECONDS)
-    return manager.status(job_id)
+from .conftest import WAIT_SECONDS, finished, until
 
 
 def test_statement_13_a_job_needs_no_page_and_any_page_sees_it(
@@ -227,7 +189,7 @@ def test_statement_16_a_job_out_of_memory_says_so_and_can_go_on(
         (KeyError("a bug"), "an error that should not happen: KeyError: 'a bug'"),
         (SystemExit(3), "an error that should not happen: SystemExit: 3"),
         (DatasetError("No pictures.", "Add some."), "No pictures."),
-        (ImportError("No module named 'diffusers'"), "A package that training needs cannot be imported: No module"),
+        (ImportError("No module named 'diffusers'"), "A package that the job needs cannot be imported: No module"),
     ],
     ids=["memory", "bug", "exit", "user", "package"],
 )
@@ -257,7 +219,7 @@ def test_whatever_happens_in_a_job_is_told_and_the_next_job_runs(
     failed = manager.status("bad")
     assert failed.state == "failed"
     assert told in failed.error
-    assert sum(isinstance(event, TrainingFailed) for event in manager.events("bad", 0)) == 1
+    assert sum(isinstance(event, JobFailed) for event in manager.events("bad", 0)) == 1
     logged = [record for record in caplog.records if "Job bad failed" in record.message]
     assert [bool(record.exc_info) for record in logged] == [not isinstance(error, (DatasetError, MemoryError))]
     bounds = [note for note in recording_host.notes if note in ("enter", "leave")]
@@ -380,7 +342,7 @@ def test_a_run_of_another_process_is_shown_and_left_alone(
         assert manager.status("zbadge").state == "preparing"
         with pytest.raises(JobStateError):
             manager.continue_run("zbadge")
-        with pytest.raises(TrainingError, match="is being trained already"), run_lock(folder.lock_file):
+        with pytest.raises(TrainingError, match="is being worked on already"), run_lock(folder.lock_file):
             pass
         with pytest.raises(JobStateError):
             manager.forget("zbadge")

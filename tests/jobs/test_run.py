@@ -24,11 +24,11 @@ from extensions_lib.errors import FormatError, OutputError, TrainingError
 from extensions_lib.events import (
     CheckpointSaved,
     Event,
+    JobFailed,
+    JobFinished,
     PauseChanged,
     PreviewReady,
     StepCompleted,
-    TrainingFailed,
-    TrainingFinished,
     TrainingStarted,
     ValidationMeasured,
     Warned,
@@ -98,7 +98,7 @@ def test_a_job_ends_in_a_file_a_card_and_a_story(job: Callable[..., dict[str, An
         "ValidationMeasured",
         "CheckpointSaved",
         "PreviewReady",
-        "TrainingFinished",
+        "JobFinished",
     ]
     assert [event.step for event in of(events, CheckpointSaved)] == [3, 6]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -236,7 +236,7 @@ def test_discard_leaves_no_result(job: Callable[..., dict[str, Any]], tmp_path: 
     outcome = start(load(job()), control, listeners)
     assert (outcome.reason, outcome.path) == ("discarded", None)
     assert not list((tmp_path / "out").iterdir())
-    assert of(events, TrainingFinished)[0].reason == "discarded"
+    assert of(events, JobFinished)[0].reason == "discarded"
 
 
 def test_requests_of_another_process(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_disk_that_fills_up_keeps_the_state(
     events: list[Event] = []
     with pytest.raises(DiskFullError, match="is full"):
         start(load(job()), JobControl(), (events.append,))
-    assert of(events, TrainingFailed)[0].error == "DiskFullError"
+    assert of(events, JobFailed)[0].error == "DiskFullError"
     monkeypatch.undo()
     folder = RunFolder(tmp_path / "runs" / "zbadge")
     assert load_newest(folder.state).step == 6

@@ -11,13 +11,13 @@ from extensions_lib.config.codec import load
 from extensions_lib.events import (
     CheckpointSaved,
     Event,
+    JobFailed,
+    JobFinished,
     PauseChanged,
     PhaseProgress,
     PreviewReady,
     ResultPublished,
     StepCompleted,
-    TrainingFailed,
-    TrainingFinished,
     TrainingStarted,
     ValidationMeasured,
     Warned,
@@ -107,10 +107,10 @@ def test_a_result_rewritten_under_its_name_is_listed_once() -> None:
     [
         (PauseChanged(paused=True, step=1), "paused"),
         (PauseChanged(paused=False, step=1), "training"),
-        (TrainingFinished(reason="completed", step=10, path="x"), "completed"),
-        (TrainingFinished(reason="stopped", step=1, path="x"), "stopped"),
-        (TrainingFinished(reason="discarded", step=1, path=""), "discarded"),
-        (TrainingFailed(error="DiskFullError", message="full", hint="free some"), "failed"),
+        (JobFinished(reason="completed", step=10, path="x"), "completed"),
+        (JobFinished(reason="stopped", step=1, path="x"), "stopped"),
+        (JobFinished(reason="discarded", step=1, path=""), "discarded"),
+        (JobFailed(error="DiskFullError", message="full", hint="free some"), "failed"),
         (PhaseProgress(phase="encode pictures", done=1, total=4), "preparing"),
     ],
 )
@@ -119,7 +119,7 @@ def test_states(last: Event, state: str) -> None:
 
 
 def test_a_failed_job_that_is_tried_again_forgets_its_error() -> None:
-    failed = (TrainingFailed(error="E", message="full", hint="free some"),)
+    failed = (JobFailed(error="E", message="full", hint="free some"),)
     assert (fold(started(), *failed).error, fold(started(), *failed).hint) == ("full", "free some")
     again = fold(Warned(text="old"), *failed, PhaseProgress(phase="load model", done=0, total=1))
     assert (again.error, again.hint, again.warnings) == ("", "", ())

@@ -23,11 +23,11 @@ from extensions_lib.errors import HostError, OutOfMemoryError
 from extensions_lib.events import (
     CheckpointSaved,
     Event,
+    JobFailed,
     PhaseProgress,
     PreviewReady,
     ResultPublished,
     StepCompleted,
-    TrainingFailed,
     Warned,
 )
 from extensions_lib.formats.safetensors_io import read_tensors
@@ -321,4 +321,4 @@ def test_a_host_that_is_not_ready_is_a_failed_job(job: MakeJob, recording_host: 
     assert manager.wait_idle(WAIT_SECONDS)
     failed = manager.status("zbadge")
     assert (failed.state, failed.error) == ("failed", "The WebUI's checkpoint cannot be loaded.")
-    assert [type(event) for event in manager.events("zbadge")] == [PhaseProgress, TrainingFailed]
+    assert [type(event) for event in manager.events("zbadge")] == [PhaseProgress, JobFailed]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from extensions_lib.events import PreviewReady, TrainingFinished
+from extensions_lib.events import JobFinished, PreviewReady
 from extensions_lib.ui.history import banners
 from extensions_lib.ui.live import LivePage
 from extensions_lib.ui.markup import moment
@@ -86,7 +86,7 @@ def test_a_row_tells_what_a_run_was(manager: FakeManager) -> None:
     config = job_config()
     losses = [step(n, loss=0.5 if n <= 10 else 0.25) for n in range(1, 61)]
     preview = PreviewReady(step=60, path="", grid_path="")
-    manager.add(config, [started(config), *losses, preview, TrainingFinished(reason="stopped", step=60, path="")])
+    manager.add(config, [started(config), *losses, preview, JobFinished(reason="stopped", step=60, path="")])
     text = history(manager)
     assert rows(text) == [
         [

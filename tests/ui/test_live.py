@@ -17,12 +17,12 @@ from extensions_lib.config.preview import PreviewPrompt
 from extensions_lib.errors import ExtensionError
 from extensions_lib.events import (
     CheckpointSaved,
+    JobFailed,
+    JobFinished,
     PauseChanged,
     PhaseProgress,
     PreviewReady,
     ResultPublished,
-    TrainingFailed,
-    TrainingFinished,
     Warned,
 )
 from extensions_lib.jobs.status import STATES
@@ -140,7 +140,7 @@ BUTTONS = {
 }
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", sorted(BUTTONS))
 def test_only_what_makes_sense_can_be_asked(manager: FakeManager, state: str) -> None:
     job_id = trained(manager)
     manager.change(job_id, state=state)
@@ -191,7 +191,7 @@ def test_what_happens_before_the_first_step_is_said(manager: FakeManager) -> Non
 
 
 def test_an_ended_job_has_no_time_left(manager: FakeManager) -> None:
-    trained(manager, TrainingFinished(reason="stopped", step=3, path=""))
+    trained(manager, JobFinished(reason="stopped", step=3, path=""))
     assert "Time left" not in live(manager)
 
 
@@ -208,7 +208,7 @@ def test_preparing_says_the_phase(manager: FakeManager) -> None:
 
 
 def test_an_error_comes_with_its_hint(manager: FakeManager) -> None:
-    trained(manager, TrainingFailed(error="X", message="The disk is full.", hint="Free 3 GiB."))
+    trained(manager, JobFailed(error="X", message="The disk is full.", hint="Free 3 GiB."))
     assert '<div class="ts-error" role="alert"><p>The disk is full.</p><p class="ts-hint">Free 3 GiB.</p>' in live(
         manager
     )
@@ -389,7 +389,7 @@ def test_everything_from_outside_is_escaped(manager: FakeManager) -> None:
         *saved(2, EVIL),
         PreviewReady(step=2, path="", grid_path=""),
         Warned(text=EVIL),
-        TrainingFailed(error=EVIL, message=EVIL, hint=EVIL),
+        JobFailed(error=EVIL, message=EVIL, hint=EVIL),
     ]
     job_id = trained(manager, *events, preview={"prompts": prompts})
     folder = manager.folder(job_id)

@@ -1,0 +1,65 @@
+"""A tool as a job: it works on the processor, so the host computes on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..config.artefacts import ARTEFACTS
+from ..config.tool import ToolConfig
+from ..control import JobControl
+from ..events import CheckpointSaved, EventStream, JobFinished, PauseChanged, PhaseProgress, Warned
+from ..ports import Surroundings, publish_and_tell
+
+
+def do_tool(
+    config: ToolConfig, run_folder: Path, control: JobControl, events: EventStream, surroundings: Surroundings
+) -> Path:
+    """Do what the settings say and have the result published; returns its path.
+
+    Raises JobStopped when asked to stop, and other ExtensionErrors; nothing is written then. Once the file is written
+    the job is done: a stop comes too late.
+    """
+    from ..merge.tools import run_tool
+    from ..training.results import claim_result
+
+    events.emit(PhaseProgress(phase="read the files", done=0, total=1))
+    with _pauses_told(control, events):
+        control.boundary()
+        result = run_tool(config, control, events.emit, hash_of=surroundings.known_sha256)
+    for path in (result.path, *result.beside):
+        claim_result(run_folder, path, overwrite=True)
+    events.emit(
+        CheckpointSaved(
+            step=0,
+            path=str(result.path),
+            num_modules=result.num_modules,
+            beside=tuple(map(str, result.beside)),
+            text=result.text if result.is_as_asked else "",
+        )
+    )
+    if not result.is_as_asked:
+        events.emit(Warned(text=result.text))
+    if result.kind in ARTEFACTS:
+        publish_and_tell(surroundings, events.emit, 0, result.path, result.kind, result.num_modules)
+    events.emit(JobFinished(reason="completed", step=0, path=str(result.path)))
+    return result.path
+
+
+@contextmanager
+def _pauses_told(control: JobControl, events: EventStream) -> Iterator[None]:
+    """Within the context listeners hear when the job begins to wait, and when it goes on."""
+    told = False
+
+    def tell(asked: JobControl) -> None:
+        nonlocal told
+        if asked.pause_requested != told:
+            told = asked.pause_requested
+            events.emit(PauseChanged(paused=told, step=0))
+
+    control.add_source(tell)
+    try:
+        yield
+    finally:
+        control.remove_source(tell)
