@@ -21,6 +21,7 @@ from .answers import Answer, error_responses, guarded_route, without_folders
 from .auth import Guard
 from .page import Fragment, add_page_routes
 from .requests import read_count, read_object, read_picture, read_text, read_word
+from .trial import add_trial_routes
 
 if TYPE_CHECKING:
     from ..jobs.manager import JobManager
@@ -40,6 +41,7 @@ def add_routes(
     routes = Routes(manager, host)
     _add_reading(router, routes)
     _add_changing(router, routes)
+    add_trial_routes(router, host)
     if fragment is not None:
         add_page_routes(router, fragment)
     app.include_router(router)
