@@ -31,3 +31,18 @@ class PruneConfig(ToolConfig):
     leave_out_text_encoder: bool = option(
         False, help="Without the text encoders; for programs that load them apart.", advanced=True
     )
+
+
+# What a checkpoint can be converted to, and the ending of its name.
+FORMATS = {"safetensors": ".safetensors", "ckpt": ".ckpt", "diffusers": ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(ToolConfig):
+    """The same tensors in another kind of file."""
+
+    model: str = option(help="A checkpoint: .safetensors, .ckpt, .pt, or a diffusers folder.", file="checkpoint")
+    to: str = option(
+        "safetensors", help="One file (.safetensors, or .ckpt for old programs), or a folder for diffusers.",
+        choices=tuple(FORMATS),
+    )  # fmt: skip

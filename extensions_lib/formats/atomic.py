@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,48 @@ def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> P
         file.write(data)
 
     return write_file_atomic(path, write, overwrite=overwrite)
+
+
+def write_folder_atomic(
+    path: Path,
+    write: Callable[[Path], None],
+    *,
+    overwrite: bool = False,
+    may_replace: Callable[[Path], bool] = lambda path: False,
+) -> Path:
+    """Let `write` fill a temporary folder beside `path`, which gets its name only then. Returns `path`.
+
+    With `overwrite` a folder of that name is replaced if `may_replace` says that it is of the same kind: what else a
+    user keeps in a folder is never lost. Raises OutputError, DiskFullError as `write_file_atomic`; what `write` raises
+    leaves no folder, and the old one as it was.
+    """
+    if os.path.lexists(path) and not (overwrite and path.is_dir() and may_replace(path)):
+        hint = _RENAME_HINT if not overwrite else "It is no folder of this kind; choose another name."
+        raise OutputError(f"{path} already exists and was not touched.", hint)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    old = temporary.with_name(f"{temporary.name}-old")
+    try:
+        temporary.mkdir()
+        write(temporary)
+        if path.is_dir():
+            os.rename(path, old)
+        _rename_or_restore(temporary, path, old)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    _sync_folder(path.parent)
+    return path
+
+
+def _rename_or_restore(temporary: Path, path: Path, old: Path) -> None:
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if old.is_dir():
+            os.rename(old, path)
+        raise
 
 
 def _refuse_taken_name(path: Path, overwrite: bool) -> None:

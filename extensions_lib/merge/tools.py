@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.files import PruneConfig
+from ..config.files import ConvertConfig, PruneConfig
 from ..config.merge import MergeConfig
 from ..config.networks import BakeConfig, ExtractConfig, ResizeConfig
 from ..config.rebuild import RebuildConfig
@@ -16,6 +16,7 @@ from ..control import JobControl
 from ..errors import ConfigError, Problem
 from ..formats.safetensors_io import num_bytes
 from .bake import bake, plan_bake
+from .convert import convert
 from .execute import execute
 from .extract import extract
 from .lora_files import WrittenLora
@@ -31,7 +32,8 @@ from .writing import HashOf, Merged
 class ToolResult:
     """The written file, those beside it, and what the user should know of it.
 
-    `kind` is one of `config.artefacts.ARTEFACTS`; `num_modules` is how many modules of a model a LoRA has.
+    `kind` is one of `config.artefacts.ARTEFACTS`, '' for what is none of them (a folder for diffusers, a VAE);
+    `num_modules` is how many modules of a model a LoRA has.
     `is_as_asked` False: it was made, but is not what was wanted (the bytes of a rebuilt file differ).
     """
 
@@ -115,6 +117,11 @@ def _prune(config: PruneConfig, control: JobControl, emit: Emit, hash_of: HashOf
     return replace(_checkpoint(pruned.merged), text=pruned.text)
 
 
+def _convert(config: ConvertConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    converted = convert(config, control, emit)
+    return ToolResult(converted.path, converted.kind, beside=(converted.yaml,) if converted.yaml else ())
+
+
 def _rebuild(config: RebuildConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
     output = Path(config.folder) / f"{config.name}.safetensors"
     folders = [Path(each.path) for each in config.models]
@@ -160,5 +167,6 @@ RUNNERS: dict[str, Callable[..., ToolResult]] = {
     "extract": _extract,
     "resize": _resize,
     "prune": _prune,
+    "convert": _convert,
     "rebuild": _rebuild,
 }

@@ -16,6 +16,7 @@ from .sibling import sibling_for_copy
 Table = dict[str, Any]
 
 _PENULTIMATE = "penultimate"
+_CLIP_L_WIDTH = 768
 
 
 def yaml_beside(bundle: ModelBundle, folder: Path) -> bytes | None:
@@ -38,6 +39,18 @@ def yaml_where_needed(bundle: ModelBundle) -> str | None:
     """
     is_needed = bundle.family.is_probed or bundle.family.prediction_type == "v_prediction"
     return describe(bundle) if is_needed else None
+
+
+def yaml_beside_folder(bundle: ModelBundle) -> bytes | None:
+    """The yaml for a checkpoint made from a diffusers folder; None where the WebUI finds out by itself.
+
+    A first text encoder of unusual size is described by the folder's own files.
+    """
+    first = bundle.family.text_encoders[0]
+    if first.layout == "clip" and bundle.text_encoder.config.hidden_size != _CLIP_L_WIDTH:
+        return describe(bundle, clip_version=str((bundle.source.path / first.part).absolute())).encode()
+    made = yaml_where_needed(bundle)
+    return None if made is None else made.encode()
 
 
 def describe(bundle: ModelBundle, clip_version: str = "") -> str:

@@ -30,8 +30,8 @@ _PIPELINES = {
     "StableDiffusionXLInpaintPipeline": (SDXL,),
 }
 _CHANNELS = (4, 9)
-_NETWORK_WEIGHTS = "diffusion_pytorch_model"
-_TEXT_WEIGHTS = "model"
+NETWORK_WEIGHTS = "diffusion_pytorch_model"
+TEXT_WEIGHTS = "model"
 _PICKLED_TEXT = "pytorch_model.bin"
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _SCHEDULES = {"scaled_linear": scaled_linear_alphas_cumprod, "linear": linear_alphas_cumprod}
@@ -59,7 +59,7 @@ def outline_folder(folder: Path, vae: LoadedVae | None) -> ModelBundle:
             modules[part] = vae.module
             vae.module.register_to_config(scaling_factor=latent_scale)
         else:
-            _weights_file(folder / part, part)
+            weights_file(folder / part, part)
             modules[part] = build_module(part, config)
     return ModelBundle(
         family=replace(
@@ -125,14 +125,14 @@ def _fill(
 
 
 def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
-    tensors = read_checkpoint(_weights_file(folder, part)).tensors
-    return _with_new_attention_names(tensors) if part == "vae" else tensors
+    tensors = read_checkpoint(weights_file(folder, part)).tensors
+    return {new_attention_name(name): tensor for name, tensor in tensors.items()} if part == "vae" else tensors
 
 
-def _weights_file(folder: Path, part: str) -> Path:
+def weights_file(folder: Path, part: str) -> Path:
     """The first weights file there is: .safetensors before .bin, full precision before fp16. ModelError without one."""
     is_network = part in ("unet", "vae")
-    stem = _NETWORK_WEIGHTS if is_network else _TEXT_WEIGHTS
+    stem = NETWORK_WEIGHTS if is_network else TEXT_WEIGHTS
     pickled = f"{stem}.bin" if is_network else _PICKLED_TEXT
     names = (f"{stem}.safetensors", f"{stem}.fp16.safetensors", pickled, pickled.replace(".bin", ".fp16.bin"))
     for name in names:
@@ -141,14 +141,11 @@ def _weights_file(folder: Path, part: str) -> Path:
     raise ModelError(f"{folder} holds no weights; looked for {', '.join(names)}.", "Copy or download the folder again.")
 
 
-def _with_new_attention_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def new_attention_name(name: str) -> str:
     """VAE folders from before diffusers 0.18 call the projections query, key, value, proj_attn."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for old, new in _OLD_ATTENTION.items():
-            name = name.replace(old, new)
-        renamed[name] = tensor
-    return renamed
+    for old, new in _OLD_ATTENTION.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _tokenizer(folder: Path) -> PromptTokenizer:

@@ -106,6 +106,14 @@ def part_from_ldm(
     return {unet_from_ldm(name, unet_layout(module)): tensor for name, tensor in bare.items()}
 
 
+def names_in_folder(part: str, module: nn.Module, family: ModelFamily) -> dict[str, tuple[str, ...]]:
+    """{checkpoint name: the names in `module` that one tensor is made of}: three where OpenCLIP joins matrices."""
+    outline = {name: tensor.to("meta") for name, tensor in part_to_ldm(part, module, family).items()}
+    return {
+        name: tuple(part_from_ldm(part, {name: tensor}, module, family)) for name, tensor in outline.items()
+    }  # fmt: skip
+
+
 def _text_to_ldm(kind: TextEncoderKind, state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     if kind.layout == "open_clip":
         return open_clip_to_ldm(state, module.config.num_hidden_layers)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extensions_lib.errors import DiskFullError, ExtensionError, OutputError
-from extensions_lib.formats.atomic import write_bytes_atomic, write_file_atomic
+from extensions_lib.formats.atomic import write_bytes_atomic, write_file_atomic, write_folder_atomic
 
 NEW = b"new bytes"
 OLD = b"old bytes"
@@ -220,3 +220,24 @@ def test_errors_are_for_users(tmp_path: Path) -> None:
     with pytest.raises(ExtensionError) as caught:
         write_bytes_atomic(tmp_path / "gone" / "a", NEW)
     assert caught.value.hint
+
+
+def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+
+    def write(folder: Path) -> None:
+        (folder / "new").touch()
+
+    write_folder_atomic(path, write)
+    (path / "old").touch()
+    rename = os.rename
+
+    def failing(source: Path, target: Path) -> None:
+        if target == path and not str(source).endswith("-old"):
+            raise OSError(13, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OutputError, match="read-only, or in use"):
+        write_folder_atomic(path, write, overwrite=True, may_replace=lambda folder: True)
+    assert sorted(each.name for each in path.iterdir()) == ["new", "old"] and os.listdir(tmp_path) == ["model"]
