@@ -52,9 +52,14 @@ class Field:
     methods: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """Its name in its section."""
+        return self.setting.name
+
+    @property
     def key(self) -> str:
         """'training.seed', 'lora.rank', 'prompt.seed': unique in the form."""
-        return f"{self.section}.{self.setting.name}"
+        return f"{self.section}.{self.name}"
 
     @property
     def label(self) -> str:
@@ -80,28 +85,34 @@ class Field:
     @property
     def elem_id(self) -> str:
         """The id of the control on the page."""
-        name = f"train_studio_{self.section}_{self.setting.name}"
+        name = f"train_studio_{self.section}_{self.name}"
         return f"{name}_setting" if name.endswith(RESERVED_ENDINGS) else name
 
     @property
     def kind(self) -> str:
-        """Which control it takes: 'choice', 'switch', 'number', 'rate' (a number typed as text), 'lines' or 'text'."""
+        """Which control it takes.
+
+        'choice', 'file' (of those the host lists), 'switch', 'number', 'rate' (a number typed as text), 'lines' or
+        'text'.
+        """
         setting = self.setting
         types = _types(setting.type)
+        if setting.option.file not in ("", "folder"):
+            return "file"
         if setting.option.item is not None:
             return "lines"
         if setting.option.choices:
             return "choice"
         if bool in types:
             return "switch"
-        if float in types and (str in types or 0 < setting.default < SMALL):
+        if float in types and (str in types or (not setting.required and 0 < setting.default < SMALL)):
             return "rate"
         return "number" if float in types or int in types else "text"
 
     @property
     def is_path(self) -> bool:
         """Whether it names a file or folder of the machine."""
-        return self.key in PATHS
+        return self.key in PATHS or bool(self.setting.option.file)
 
     @property
     def is_essential(self) -> bool:
@@ -172,13 +183,13 @@ def shown_values(table: Mapping[str, Any]) -> dict[str, Shown]:
     shown: dict[str, Shown] = {}
     for field in all_fields():
         if field.section == PROMPT_SECTION:
-            shown[field.key] = _shown(field, shared.get(field.setting.name, field.setting.default))
+            shown[field.key] = shown_value(field, shared.get(field.setting.name, field.setting.default))
         elif field.key == PROMPTS:
             shown[field.key] = lines
         else:
             missing = "" if field.setting.required else field.setting.default
             known = full if field.applies_to(kind) or not field.methods else {}
-            shown[field.key] = _shown(field, _look_up(known, field.path, missing))
+            shown[field.key] = shown_value(field, _look_up(known, field.path, missing))
     return shown
 
 
@@ -191,8 +202,8 @@ def read_values(shown: Mapping[str, Shown], kind: str, preset: str) -> dict[str,
     for field in all_fields():
         if field.section == PROMPT_SECTION or field.key == PROMPTS or not field.applies_to(kind):
             continue
-        value = _value(field, shown[field.key])
-        if field.setting.required or value != _value(field, start[field.key]):
+        value = typed_value(field, shown[field.key])
+        if field.setting.required or value != typed_value(field, start[field.key]):
             _put(table, field.path, value)
     prompts = _prompts(shown)
     if prompts:
@@ -215,15 +226,16 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
     table[path[-1]] = value
 
 
-def _shown(field: Field, value: Any) -> Shown:
+def shown_value(field: Field, value: Any) -> Shown:
+    """What a field's control shows for a value of its setting."""
     if field.kind == "lines":
-        return "\n".join(_line(field.setting, entry) for entry in _tables(field.setting, value))
+        return "\n".join(_line(field.setting, entry) for entry in entry_tables(field.setting, value))
     if field.kind == "rate" and not isinstance(value, str):
         return repr(float(value)).replace("e-0", "e-")
     return value
 
 
-def _value(field: Field, shown: Shown) -> Any:
+def typed_value(field: Field, shown: Shown) -> Any:
     """What a control shows, as the setting's value; what cannot be read stays as it is, for `codec.load` to name."""
     if field.kind == "lines":
         return _entries(field.setting, shown)
@@ -249,7 +261,7 @@ def _number(text: str) -> float | str:
 
 def _prompt_lines(setting: Setting, prompts: Sequence[Any]) -> tuple[dict[str, Any], str]:
     """What all prompts share, and a line for each: the prompt, or a JSON table where it has settings of its own."""
-    full = _tables(setting, prompts)
+    full = entry_tables(setting, prompts)
     shared = {name: full[0][name] for name in _defaults(setting)} if full else {}
     return shared, "\n".join(_line(setting, entry, shared) for entry in full)
 
@@ -259,7 +271,7 @@ def _prompts(shown: Mapping[str, Shown]) -> list[dict[str, Any]]:
     shared = {}
     for field in all_fields():
         if field.section == PROMPT_SECTION:
-            value = _value(field, shown[field.key])
+            value = typed_value(field, shown[field.key])
             if value != field.setting.default:
                 shared[field.setting.name] = value
     entries = _entries(_prompts_setting(), shown[PROMPTS])
@@ -277,7 +289,7 @@ def _defaults(setting: Setting) -> dict[str, Any]:
     return {inner.name: inner.default for inner in settings_of(setting.option.item) if not inner.required}
 
 
-def _tables(setting: Setting, entries: Sequence[Any]) -> list[dict[str, Any]]:
+def entry_tables(setting: Setting, entries: Sequence[Any]) -> list[dict[str, Any]]:
     """The entries of a list setting with everything filled in."""
     tables = [setting.option.of_line(entry) if isinstance(entry, str) else entry for entry in entries]
     return [{**_defaults(setting), **table} for table in tables]
@@ -289,7 +301,7 @@ def _line(setting: Setting, entry: Mapping[str, Any], shared: Mapping[str, Any] 
     `shared` is what an entry has when it does not say, in place of the defaults.
     """
     common = _defaults(setting) if shared is None else shared
-    line = setting.option.to_line(entry)
+    line = setting.option.to_line(entry) if setting.option.to_line else str(next(iter(entry.values())))
     is_plain = line == line.strip() and len(line.splitlines()) == 1 and not line.startswith("{")
     if is_plain and {**common, **setting.option.of_line(line)} == entry:
         return line

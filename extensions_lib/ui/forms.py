@@ -52,7 +52,7 @@ class Form:
         visible = field.applies_to(self._kind) if not field.methods else True
         visible = visible and not (field.is_path and self._hide_paths)
         common = {"label": field.label, "info": field.info, "elem_id": field.elem_id, "visible": visible, **more}
-        return self.put(field, _component(field, self._shown[field.key], common))
+        return self.put(field, control_of(field, self._shown[field.key], common))
 
     def accordion(self, section: str) -> None:
         """One section's fields, the advanced ones in an accordion of their own."""
@@ -140,9 +140,15 @@ def _is_advanced(field: Field) -> bool:
     return field.setting.option.advanced or field.section == PROMPT_SECTION
 
 
-def _component(field: Field, value: Shown, common: Mapping[str, Any]) -> Any:
+def control_of(field: Field, value: Shown, common: Mapping[str, Any]) -> Any:
+    """The control that a field takes, with what it shows; `common` are arguments that all controls have.
+
+    One of files needs its choices, too.
+    """
+    if field.kind == "file":
+        return gr.Dropdown(value=value, **common)
     if field.kind == "choice":
-        return gr.Dropdown(choices=list(field.setting.option.choices), value=value, **common)
+        return gr.Dropdown(value=value, **{"choices": list(field.setting.option.choices), **common})
     if field.kind == "switch":
         return gr.Checkbox(value=bool(value), **common)
     if field.kind == "number":

@@ -13,6 +13,7 @@ from ..config.foreign.recipe import Recipe
 from ..config.job import TrainJobConfig
 from ..config.presets import AUTO
 from ..config.presets.families import PARTS
+from ..config.tool import ToolConfig
 from ..errors import AccessError, ConfigError, ExtensionError, Problem
 from ..jobs.manager import JobManager
 from ..jobs.submission import prepare_job
@@ -42,7 +43,7 @@ class Handlers:
         """Submit the job; updates of the message and of the report, which makes room for the job."""
         try:
             config = self.job(kind, start, files, values)
-            return [done_html(self._submitted(config)), gr.update(value="")]
+            return [done_html(submitted(self._manager, config, "Training of")), gr.update(value="")]
         except ExtensionError as error:
             return [error_html(error, kind), gr.update()]
 
@@ -161,12 +162,18 @@ class Handlers:
         Updates of the message, the method, the method shown, 'For', the methods' groups and all controls.
         """
         try:
+            if self._is_of_a_tool(source):  # for the workshop
+                return self._untouched(gr.update())
             text, start, table, keep = self._source(source)
         except ExtensionError as error:
             return self._untouched(error_html(error, kind))
         return self._filled(done_html(text), start, {"family": family, **table}, keep)
 
-    def _untouched(self, message: str) -> list[Any]:
+    def _is_of_a_tool(self, source: str) -> bool:
+        word, _, name = source.partition(":")
+        return word == "run" and isinstance(self._manager.folder(name).config(), ToolConfig)
+
+    def _untouched(self, message: Any) -> list[Any]:
         untouched = 3 + len(self._form.groups) + len(self._form.keys)
         return [message, *(gr.update() for _ in range(untouched))]
 
@@ -307,14 +314,16 @@ class Handlers:
                 return table, keep, f"Its base checkpoint {name} is chosen."
         return table, ESSENTIAL, f"Its base checkpoint {name} is not in the list; choose one like it."
 
-    def _submitted(self, config: TrainJobConfig) -> str:
-        statuses = self._manager.statuses()
-        active = self._manager.active()  # asked last: a job that begins in between is in one of the two
-        ahead = [one.name for one in statuses if one.state == "queued" or one.job_id == active]
-        self._manager.submit(config)
-        if not ahead:
-            return f'Training of "{config.name}" started.'
-        return f'"{config.name}" is queued behind ' + (f'"{ahead[0]}".' if len(ahead) == 1 else f"{len(ahead)} jobs.")
+
+def submitted(manager: JobManager, config: TrainJobConfig | ToolConfig, what: str) -> str:
+    """Submit a job and say whether it has begun; `what` it is: 'Training of'."""
+    statuses = manager.statuses()
+    active = manager.active()  # asked last: a job that begins in between is in one of the two
+    ahead = [one.name for one in statuses if one.state == "queued" or one.job_id == active]
+    manager.submit(config)
+    if not ahead:
+        return f'{what} "{config.name}" started.'
+    return f'"{config.name}" is queued behind ' + (f'"{ahead[0]}".' if len(ahead) == 1 else f"{len(ahead)} jobs.")
 
 
 def _refuse_paths(table: Mapping[str, Any], kind: str) -> None:

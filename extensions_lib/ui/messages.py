@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 from ..config.foreign.recipe import Recipe
@@ -39,8 +40,13 @@ def reasons_html(preset: str, family: str, kind: str) -> str:
 
 def error_html(error: ExtensionError, kind: str) -> str:
     """Every problem of an error, with the labels of the controls it names for this method, and what to do."""
+    return problems_html(error, lambda path: label_of(path, kind))
+
+
+def problems_html(error: ExtensionError, label: Callable[[str], str]) -> str:
+    """Every problem of an error and what to do; `label` is what the page calls a setting, '' when it has no control."""
     if isinstance(error, ConfigError):
-        items = "".join(f"<li>{_problem(each.path, each.text, kind)}</li>" for each in error.problems)
+        items = "".join(f"<li>{_problem(each.path, each.text, label(each.path))}</li>" for each in error.problems)
         head = "One setting is wrong:" if len(error.problems) == 1 else f"{len(error.problems)} settings are wrong:"
         body = f"<strong>{head}</strong><ul>{items}</ul>"
     else:
@@ -49,7 +55,6 @@ def error_html(error: ExtensionError, kind: str) -> str:
     return f'<div class="ts-message ts-error" role="alert">{body}{hint}</div>'
 
 
-def _problem(path: str, text: str, kind: str) -> str:
-    label = label_of(path, kind)
+def _problem(path: str, text: str, label: str) -> str:
     name = f"<b>{escape(label)}</b>" if label else f"<code>{escape(path)}</code>"
     return f"{name}: {escape(text)}"

@@ -17,16 +17,16 @@ from .compat import js_argument
 from .fields import FAMILY, shown_values
 from .forms import Form, field_of
 from .handlers import Handlers
+from .layout import LOOK_AT_JOBS, QUICK, SEEN, html_block
 from .markup import API
 from .messages import reasons_html
 from .presets import label_of_preset, method_choices, method_text, start_values
 from .wording import LIKE_TEXT
+from .workshop import build_workshop
+from .workshop_handlers import TRAINING_TAB, WORKSHOP_TAB
 
 ROOT_ID = "train_studio_root"
 ACCORDIONS = ("method", "training", "prior", "optimizer", "dataset", "preview", "output")
-LOOK_AT_JOBS = "() => { if (window.trainStudio && trainStudio.select) { trainStudio.select(); } }"
-# No queue: every handler is short, and the WebUI's queue waits behind Generate.
-QUICK: dict[str, Any] = {"queue": False, "api_name": False, "show_progress": "hidden"}
 
 
 class Extras(Protocol):
@@ -70,19 +70,23 @@ def build_tab(
     handlers = Handlers(manager, host, form)
     with gr.Blocks(analytics_enabled=False) as tab:
         with gr.Row(elem_id="train_studio_columns"):
-            with gr.Column(elem_id="train_studio_left", min_width=420):
-                job, message, check, train, like = _left(form, handlers, host, table, note)
-                why = _why(table)
-                mine = _my_start_values()
+            with gr.Column(elem_id="train_studio_left", min_width=420), gr.Tabs(elem_id="train_studio_tabs") as tabs:
+                with gr.TabItem("Training", id=TRAINING_TAB, elem_id="train_studio_tab_training"):
+                    job, message, check, train, like = _left(form, handlers, host, table, note)
+                    why = _why(table)
+                    mine = _my_start_values()
+                with gr.TabItem("Merge & files", id=WORKSHOP_TAB, elem_id="train_studio_tab_workshop"):
+                    workshop = build_workshop(manager, host)
             with gr.Column(elem_id="train_studio_right", min_width=420):
-                report = _html("", "train_studio_report")
-                _html(root_html(secret, host.has_prompt), "train_studio_live")
-        _html('<div data-ts-fragment="history"></div>', "train_studio_history")
+                report = html_block("", "train_studio_report")
+                html_block(root_html(secret, host.has_prompt), "train_studio_live")
+        html_block('<div data-ts-fragment="history"></div>', "train_studio_history")
         load_source, load_button = _hidden("load_source", "load_button")
         infotext, paste = _hidden("infotext", "paste")
         _connect_job(tab, handlers, form, job, (message, report, check, train))
         _connect_start_values(handlers, form, job, message, mine)
         _connect_load(handlers, form, job, message, (load_source, load_button))
+        workshop.connect(tab, report, tabs, (load_source, load_button))
         _connect_like(handlers, form, job, message, like)
         _connect_why(handlers, form, job, why)
         if extras is not None:
@@ -109,12 +113,12 @@ def _left(
     form: Form, handlers: Handlers, host: Host, table: Mapping[str, Any], note: str
 ) -> tuple[_Job, Any, Any, Any, tuple[Any, Any, Any]]:
     if note:
-        _html(f'<div class="ts-message">{escape(note)}</div>', "train_studio_note")
+        html_block(f'<div class="ts-message">{escape(note)}</div>', "train_studio_note")
     job = _job_controls(form, handlers, host, table)
     with gr.Row(elem_id="train_studio_buttons"):
         check = gr.Button("Check", elem_id="train_studio_check")
         train = gr.Button("Train", variant="primary", elem_id="train_studio_train")
-    message = _html("", "train_studio_message")
+    message = html_block("", "train_studio_message")
     like = _like_a_file(host.access().hide_paths)
     for section in ACCORDIONS:
         form.accordion(section)
@@ -173,12 +177,14 @@ def _base_model(form: Form, handlers: Handlers, host: Host) -> Any:
 def _why(table: Mapping[str, Any]) -> Any:
     with gr.Accordion("Why these start values", open=False, elem_id="train_studio_why"):
         kind = table["method"]["kind"]
-        return _html(reasons_html(table.get("preset") or default_preset(kind), AUTO, kind), "train_studio_why_text")
+        return html_block(
+            reasons_html(table.get("preset") or default_preset(kind), AUTO, kind), "train_studio_why_text"
+        )
 
 
 def _like_a_file(hide_paths: bool) -> tuple[Any, Any, Any]:
     with gr.Accordion("Train like a file", open=False, elem_id="train_studio_like"):
-        _html(f"<p>{LIKE_TEXT}</p>", "train_studio_like_text")
+        html_block(f"<p>{LIKE_TEXT}</p>", "train_studio_like_text")
         file = gr.File(label="The file", elem_id="train_studio_like_file", height=130)
         path = gr.Textbox(label="Or its path", max_lines=1, visible=not hide_paths, elem_id="train_studio_like_path")
         fill = gr.Button("Fill the form from it", elem_id="train_studio_like_fill")
@@ -199,12 +205,6 @@ def _my_start_values() -> tuple[Any, Any, Any]:
     return name, save, delete
 
 
-def _html(value: str, elem_id: str) -> Any:
-    """HTML in a column, no higher than it must be, that has the id: gradio 3.41 gives an id of HTML to two elements."""
-    with gr.Column(elem_id=elem_id, scale=0):
-        return gr.HTML(value)
-
-
 def _hidden(textbox: str, button: str) -> tuple[Any, Any]:
     """A text that the page's script sets and a button that it clicks."""
     return (
@@ -216,7 +216,7 @@ def _hidden(textbox: str, button: str) -> tuple[Any, Any]:
 def _connect_job(tab: gr.Blocks, handlers: Handlers, form: Form, job: _Job, parts: tuple[Any, Any, Any, Any]) -> None:
     message, report, check, train = parts
     inputs = job.inputs(form)
-    check.click(handlers.check, inputs, [message, report], **{**QUICK, "show_progress": "full"})
+    check.click(handlers.check, inputs, [message, report], **SEEN)
     trained = train.click(handlers.train, inputs, [message, report], **QUICK)
     trained.then(fn=None, inputs=[], outputs=[], **js_argument(LOOK_AT_JOBS))
     lists: tuple[Callable[..., Any], list[Any], list[Any]] = (

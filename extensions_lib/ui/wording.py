@@ -45,6 +45,26 @@ FAMILY_WORDS = {
     "sdxl": "Stable Diffusion XL",
     "sdxl_v": "Stable Diffusion XL with v-prediction",
 }
+# What `formats.inspect` calls kinds of files.
+KIND_WORDS = {
+    "checkpoint": "Checkpoint",
+    "unet": "UNet alone",
+    "vae": "VAE",
+    "text_encoder": "Text encoder alone",
+    "lora": "LoRA",
+    "embedding": "Embedding",
+    "hypernetwork": "Hypernetwork",
+    "controlnet": "ControlNet",
+    "unknown": "Not known to Train Studio",
+}
+FILE_WORDS = {
+    "checkpoint": "Checkpoint",
+    "lora": "LoRA",
+    "embedding": "Embedding",
+    "hypernetwork": "Hypernetwork",
+    "vae": "VAE",
+    "model": "File",
+}
 SECTIONS = {
     "job": "Job",
     "method": "Method",
@@ -132,6 +152,23 @@ LABELS = {
     "output.negative_text": "Negative text of the card",
     "output.preferred_weight": "Weight on the card",
     "output.include_captions": "Write tag counts into the file",
+}
+FOLDERS_TEXT = "One a line; folders in them are searched too. Empty: where the checkpoints and LoRAs are."
+# Settings of tools, whichever tool has them, or of one.
+TOOL_LABELS = {
+    "rebuild.models": "Folders with its models",
+    "overwrite": "Replace a file of the same name",
+    "base": "Base checkpoint",
+    "tuned": "Tuned checkpoint",
+    "network": "LoRA",
+    "networks": "LoRAs",
+    "bake_vae": "VAE to bake in",
+    "dtype": "Number format",
+    "vae_dtype": "Number format of the VAE",
+    "unet": "UNet",
+    "vae": "VAE",
+    "discard": "Tensors to leave out",
+    "ignore_unknown": "Leave out layers that do not fit",
 }
 # What a list, one entry a line, shows while it is empty.
 EXAMPLES = {"prompts": "a photo of [name]", "further_words": "zhat: 4, red hat"}

@@ -142,6 +142,10 @@ class Studio:
         self.page.reload()
         self._wait_until_ready()
 
+    def show_tab(self, name: str) -> None:
+        """Click one of the tabs of the left column."""
+        self.page.locator("#train_studio_tabs > .tab-nav").get_by_role("button", name=name, exact=True).click()
+
     def setting(self, key: str) -> Locator:
         """The control of a setting, by the key of its field: 'training.seed', 'lora.rank', 'prompt.num_steps'."""
         return self.page.locator(f"#train_studio_{key.replace('.', '_')}").locator("input, textarea").first
@@ -159,9 +163,10 @@ class Studio:
 
     def choose(self, box: str, label: str) -> None:
         """Choose an entry of a dropdown list."""
-        field = self.page.locator(f"#train_studio_{box} input")
+        place = self.page.locator(f"#train_studio_{box}")
+        field = place.locator("input")
         field.click()
-        self.option(label).click()
+        place.locator(self.option(label)).click()  # another list may still be closing
         expect(field).to_have_value(label)
 
     def option(self, label: str) -> Locator:

@@ -1,0 +1,99 @@
+"""The part of the tab for files that exist: merging, baking, resizing, ...; made from `config.tools.TOOLS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ..config.tools import TOOLS
+from ..jobs.manager import JobManager
+from ..ports import Host
+from .compat import js_argument
+from .layout import LOOK_AT_JOBS, QUICK, SEEN, html_block
+from .tool_fields import arranging_keys
+from .tool_form import ToolForm
+from .workshop_handlers import HostFiles, WorkshopHandlers, verb
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The controls, and what they do."""
+
+    form: ToolForm
+    handlers: WorkshopHandlers
+    tool: Any
+    refresh: Any
+    start: Any
+    message: Any
+
+    def connect(self, tab: gr.Blocks, report: Any, tabs: Any, load: tuple[Any, Any]) -> None:
+        """Inside the Blocks context: the events. `load` are the script's hidden text and button."""
+        form, handlers = self.form, self.handlers
+        groups = [*form.columns.values(), *form.accordions.values(), self.start]
+        self.tool.input(handlers.choose, [self.tool], [*groups, *form.components], **QUICK)
+        self.refresh.click(handlers.refresh, [self.tool], form.components, **QUICK)
+        tab.load(handlers.refresh, [self.tool], form.components, **QUICK)
+        started = self.start.click(handlers.start, [self.tool, *form.components], [self.message, report], **QUICK)
+        started.then(fn=None, inputs=[], outputs=[], **js_argument(LOOK_AT_JOBS))
+        source, button = load
+        rows = [row for kind in TOOLS for row in form.rows_of(kind)]
+        loaded = [self.message, tabs, self.tool, *groups, *form.notes.values(), *rows, *form.components]
+        button.click(handlers.load_source, [source], loaded, **QUICK)
+        for kind in TOOLS:
+            self._connect_arrangement(kind)
+
+    def _connect_arrangement(self, kind: str) -> None:
+        own = [self.form.component(key) for key in self.form.keys_of(kind)]
+        notes = [self.form.notes[kind]] if kind in self.form.notes else []
+        for key in arranging_keys(kind):
+            changed = [*notes, *own, *self.form.rows_of(kind)]
+            self.form.component(key).input(self.handlers.arranger(kind), own, changed, **QUICK)
+
+
+def build_workshop(manager: JobManager, host: Host) -> Workshop:
+    """Inside a Blocks context: the controls. Needs no torch."""
+    files = HostFiles(host)
+    first = next(iter(TOOLS))
+    form = ToolForm(first, files.titles, hide_paths=host.access().hide_paths)
+    with gr.Row(elem_id="train_studio_row_what", equal_height=False):
+        choices = [(tool.title, kind) for kind, tool in TOOLS.items()]
+        tool = gr.Radio(choices, value=first, label="What to do", elem_id="train_studio_tool")
+        refresh = gr.Button("Refresh", elem_id="train_studio_refresh_files", size="sm", scale=0, min_width=60)
+    for kind in TOOLS:
+        form.column(kind)
+    form.shared()
+    with gr.Row(elem_id="train_studio_buttons_tool"):
+        start = gr.Button(verb(first), variant="primary", elem_id="train_studio_start_tool")
+    message = html_block("", "train_studio_message_tool")
+    for kind in TOOLS:
+        form.accordion(kind)
+    handlers = WorkshopHandlers(manager, host, files, form)
+    _file_part(files, handlers, refresh, host.access().hide_paths)
+    return Workshop(form, handlers, tool, refresh, start, message)
+
+
+def _file_part(files: HostFiles, handlers: WorkshopHandlers, refresh: Any, hide_paths: bool) -> None:
+    """What a file is."""
+    with gr.Accordion("What is this file?", open=False, elem_id="train_studio_file"):
+        with gr.Row(elem_id="train_studio_row_file", equal_height=False):
+            chosen = gr.Dropdown(
+                files.titles("model"),
+                label="The file",
+                allow_custom_value=not hide_paths,
+                scale=3,
+                elem_id="train_studio_file_chosen",
+            )
+            hashes = gr.Checkbox(
+                False,
+                label="With its hashes",
+                info="Reads all of it.",
+                scale=1,
+                min_width=110,
+                elem_id="train_studio_file_hashes",
+            )
+        look = gr.Button("Look", elem_id="train_studio_file_look")
+        found = html_block("", "train_studio_file_found")
+    look.click(handlers.describe, [chosen, hashes], [found], **SEEN)
+    refresh.click(lambda: gr.update(choices=files.titles("model")), [], [chosen], **QUICK)

@@ -1,0 +1,213 @@
+"""What the buttons and choices of the workshop do. Plain functions of values; nothing here computes on weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..config.codec import dump
+from ..config.tool import ToolConfig
+from ..config.tools import TOOLS, kind_of
+from ..errors import AccessError, ConfigError, ExtensionError, Problem
+from ..jobs.manager import JobManager
+from ..ports import Host
+from .fields import Field, Shown
+from .file_view import file_html
+from .handlers import submitted
+from .messages import done_html, problems_html
+from .tool_fields import NONE, filled_slots, names_folders, read_tool, shown_tool, tool_fields, tool_label, visible_keys
+from .tool_form import ToolForm, note_html
+from .wording import FILE_WORDS
+
+LISTED = ("checkpoint", "lora", "embedding", "hypernetwork", "vae")
+TRAINING_TAB, WORKSHOP_TAB = "training", "workshop"
+
+
+class HostFiles:
+    """The files that a host offers, by what they are called on the page."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def paths(self, kind: str) -> dict[str, Path]:
+        """Titles and paths of a kind of file (see `Option.file`); of 'model' those of all kinds, named before them."""
+        if kind == "model":
+            return {f"{FILE_WORDS[each]}: {title}": path for each in LISTED for title, path in self.paths(each).items()}
+        models = self._host.base_models() if kind == "checkpoint" else self._host.model_files(kind)
+        return {model.title: model.path for model in models}
+
+    def titles(self, kind: str) -> list[str]:
+        """What can be chosen of a kind of file."""
+        return list(self.paths(kind))
+
+    def title_of(self, field: Field, shown: Shown) -> Shown:
+        """What a path is called on the page; itself when the host does not list it, nothing where paths are hidden."""
+        titles = {str(listed): title for title, listed in self.paths(field.setting.option.file).items()}
+        if shown in (None, NONE) or shown in titles:
+            return titles.get(str(shown), shown)
+        return None if self._host.access().hide_paths else shown
+
+    def path_of(self, field: Field, shown: Shown) -> Shown:
+        """The path of what was chosen or typed. Raises AccessError for a typed one where paths are not accepted."""
+        listed = self.paths(field.setting.option.file).get(str(shown))
+        if listed is None and shown not in (None, "", NONE) and self._host.access().hide_paths:
+            raise AccessError(f"{field.label}: paths are not accepted by this WebUI.", "Choose one of the list.")
+        return shown if listed is None else str(listed)
+
+
+class WorkshopHandlers:
+    """Bound to one tab. `form` tells in which order the values of the controls come."""
+
+    def __init__(self, manager: JobManager, host: Host, files: HostFiles, form: ToolForm) -> None:
+        self._manager = manager
+        self._host = host
+        self._files = files
+        self._form = form
+
+    def choose(self, kind: str) -> list[Any]:
+        """Updates of each tool's column and accordion, of the button, and of all controls: the lists of files."""
+        return [*self._chosen(kind), *self.refresh(kind)]
+
+    def refresh(self, kind: str) -> list[Any]:
+        """Updates of all controls: the lists of files of the chosen tool, which may have changed."""
+        choices = {field.key: self._form.choices_of(field) for field in _files(kind)}
+        return [gr.update(choices=choices[key]) if key in choices else gr.update() for key in self._form.keys]
+
+    def arranger(self, kind: str) -> Callable[..., list[Any]]:
+        """What is to be done after one of a tool's own controls changed, with the values of all of them.
+
+        Updates of the note, if the tool has one, of these controls and of their rows: what it reads now is seen.
+        """
+
+        def arrange(*values: Shown) -> list[Any]:
+            shown = dict(zip(self._form.keys_of(kind), values, strict=True))
+            note = [note_html(kind, shown)] if kind in self._form.notes else []
+            controls, rows = self._form.visibility(kind, shown)
+            return [*note, *controls, *rows]
+
+        return arrange
+
+    def start(self, kind: str, *values: Shown) -> list[Any]:
+        """Submit the job; updates of the message and of the report, which makes room for the job."""
+        shown = self._named(values)
+        try:
+            config = self.job(kind, shown)
+            return [done_html(submitted(self._manager, config, f"{TOOLS[kind].title}:")), gr.update(value="")]
+        except ExtensionError as error:
+            return [self._error(error, kind, shown), gr.update()]
+
+    def job(self, kind: str, shown: Mapping[str, Shown]) -> ToolConfig:
+        """The job that the form describes. Raises ExtensionError."""
+        from ..jobs.submission import prepare_tool
+
+        table = read_tool(kind, self._with_paths(kind, shown))
+        for field in tool_fields(kind):
+            if names_folders(field):
+                self._fill_in_folders(field, table)
+        return prepare_tool(table, self._host)
+
+    def describe(self, chosen: str | None, with_hashes: bool) -> str:
+        """What a file is, as HTML; `with_hashes` reads all of it."""
+        from ..formats.inspect import describe_file
+
+        try:
+            path = self._file(str(chosen or "").strip())
+            return file_html(path.name, describe_file(path, with_hashes=with_hashes))
+        except ExtensionError as error:
+            return problems_html(error, str)
+
+    def load_source(self, source: str) -> list[Any]:
+        """Fill the form with the settings of 'run:ID' when that is a tool's job, and show the tab that `source` is for.
+
+        Updates of the message, the tabs, the tool, each tool's column and accordion, the button, all notes, rows
+        and controls.
+        """
+        try:
+            config = self._config(source)
+            if config is None:
+                return [gr.update(), gr.update(selected=TRAINING_TAB), *self._untouched()]
+            kind = kind_of(config)
+            shown = self._with_titles(kind, shown_tool(kind, dump(config)))
+        except ExtensionError as error:
+            return [problems_html(error, str), gr.update(), *self._untouched()]
+        message = done_html(f"The settings of '{source.partition(':')[2]}' are in the form.")
+        return [
+            message,
+            gr.update(selected=WORKSHOP_TAB),
+            gr.update(value=kind),
+            *self._chosen(kind),
+            *self._filled(kind, shown),
+        ]
+
+    def _filled(self, kind: str, shown: Mapping[str, Shown]) -> list[Any]:
+        """Updates of all notes, rows and controls."""
+        form = self._form
+        controls, rows = form.visibility(kind, shown)
+        own = dict(zip(form.keys_of(kind), controls, strict=True))
+        notes = [gr.update(value=note_html(kind, shown)) if each == kind else gr.update() for each in form.notes]
+        values = [
+            {**own.get(key, gr.update()), "value": shown[key]} if key in shown else gr.update() for key in form.keys
+        ]
+        all_rows = [rows if each == kind else [gr.update() for _ in form.rows_of(each)] for each in TOOLS]
+        return [*notes, *(update for each in all_rows for update in each), *values]
+
+    def _chosen(self, kind: str) -> list[Any]:
+        """Updates of each tool's column and accordion, and of the button."""
+        groups = (*self._form.columns, *self._form.accordions)
+        return [*(gr.update(visible=each == kind) for each in groups), gr.update(value=verb(kind))]
+
+    def _untouched(self) -> list[Any]:
+        """For the tool, what `_chosen` changes, the notes, rows and controls."""
+        form = self._form
+        parts = (form.columns, form.accordions, form.notes, *map(form.rows_of, TOOLS), form.keys)
+        return [gr.update() for _ in range(2 + sum(map(len, parts)))]
+
+    def _file(self, chosen: str) -> Path:
+        """The path of a file of the list, or of one that was typed and may be read. Raises ExtensionError."""
+        from ..jobs.access import check_file
+
+        if not chosen or chosen == NONE:
+            raise ConfigError([Problem("file", "is missing")], "Choose a file.")
+        listed = self._files.paths("model").get(chosen)
+        return listed or check_file(chosen.strip('"'), self._host.access(), self._host)
+
+    def _named(self, values: Sequence[Shown]) -> dict[str, Shown]:
+        return dict(zip(self._form.keys, values, strict=True))
+
+    def _config(self, source: str) -> ToolConfig | None:
+        """The settings of a tool's job; None when `source` is no such job."""
+        word, _, name = source.partition(":")
+        config = self._manager.folder(name).config() if word == "run" else None
+        return config if isinstance(config, ToolConfig) else None
+
+    def _with_paths(self, kind: str, shown: Mapping[str, Shown]) -> dict[str, Shown]:
+        """The files that are read by their paths instead of their titles. Raises AccessError."""
+        seen = visible_keys(kind, shown)
+        paths = {field.key: self._files.path_of(field, shown[field.key]) for field in _files(kind) if field.key in seen}
+        return {**shown, **paths}
+
+    def _with_titles(self, kind: str, shown: Mapping[str, Shown]) -> dict[str, Shown]:
+        """The inverse of `_with_paths`, for settings that are loaded."""
+        return {**shown, **{field.key: self._files.title_of(field, shown[field.key]) for field in _files(kind)}}
+
+    def _fill_in_folders(self, field: Field, table: dict[str, Any]) -> None:
+        """Folders that were not given are those of the host's checkpoints and LoRAs."""
+        if not table.get(field.setting.name):
+            results = self._host.folders().results
+            table[field.setting.name] = [str(results[kind]) for kind in ("checkpoint", "lora")]
+
+    def _error(self, error: ExtensionError, kind: str, shown: Mapping[str, Shown]) -> str:
+        slots = filled_slots(kind, shown)
+        return problems_html(error, lambda path: tool_label(kind, path, slots))
+
+
+def verb(kind: str) -> str:
+    """What the button that starts a tool says: the first word of its title."""
+    return TOOLS[kind].title.split()[0].strip(",")
+
+
+def _files(kind: str) -> list[Field]:
+    return [field for field in tool_fields(kind) if field.kind == "file"]
