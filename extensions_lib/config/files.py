@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import Problem
 from .field import option
 from .tool import DTYPES, ToolConfig
 
@@ -46,3 +47,35 @@ class ConvertConfig(ToolConfig):
         "safetensors", help="One file (.safetensors, or .ckpt for old programs), or a folder for diffusers.",
         choices=tuple(FORMATS),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataConfig(ToolConfig):
+    """A .safetensors file with other metadata; its tensors stay."""
+
+    file: str = option(help="A .safetensors file: LoRA, embedding, checkpoint, VAE.", file="model")
+    title: str = option("", help="What model sites call it. Empty here and below: as it was.")
+    author: str = option("", help="Who made it.")
+    description: str = option("", help="What it is.")
+    tags: str = option("", help="Words to find it by, separated by commas.")
+    license: str = option("", help="What others may do with it.")
+    trigger_phrase: str = option("", help="What in a prompt calls it.")
+    private: bool = option(
+        False,
+        help="Take out what should not be published: folders, times, comments, tags and numbers of pictures, settings "
+        "files of trainers, and every key that is not known to be harmless.",
+    )
+    remove: str = option("", help="Keys to take out, separated by commas; ss_* stands for all that begin so.")
+    pairs: str = option("", help="Further entries, key=value, one a line.", advanced=True)
+
+    def problems(self) -> list[Problem]:
+        """Mistakes that only several settings together make."""
+        lines = [line for line in self.pairs.splitlines() if line.strip()]
+        wrong = [line for line in lines if "=" not in line or not line.partition("=")[0].strip()]
+        problems = [Problem("pairs", f"has {line!r}, accepted are lines key=value") for line in wrong]
+        return [*problems, *super().problems()]
+
+    def entries(self) -> dict[str, str]:
+        """`pairs` as a table."""
+        split = (line.partition("=") for line in self.pairs.splitlines() if line.strip())
+        return {key.strip(): text.strip() for key, _, text in split}

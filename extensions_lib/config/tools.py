@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError, Problem
 from .codec import dump, load, load_settings
 from .field import Setting, settings_of
-from .files import ConvertConfig, PruneConfig
+from .files import ConvertConfig, MetadataConfig, PruneConfig
 from .job import TrainJobConfig
 from .merge import MergeConfig
 from .networks import BakeConfig, ExtractConfig, ResizeConfig
@@ -47,6 +47,7 @@ TOOLS: dict[str, Tool] = {
     "resize": Tool("Resize a LoRA", "Make a LoRA smaller: fewer directions a layer.", ResizeConfig, "lora"),
     "prune": Tool("Prune, cast and repair", "Make a checkpoint smaller, and repair it.", PruneConfig, "checkpoint"),
     "convert": Tool("Convert a checkpoint", "Write a checkpoint as another kind of file.", ConvertConfig, "checkpoint"),
+    "metadata": Tool("Edit metadata", "Change what a file says of itself, for others to see.", MetadataConfig, ""),
     "rebuild": Tool("Rebuild from a recipe", "Make a file again from its recipe and its models.", RebuildConfig, ""),
 }
 

@@ -220,6 +220,18 @@ def in_file_order(infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     return dict(sorted(infos.items(), key=lambda item: (-_DTYPE_RANK[item[1].dtype], item[0].encode("utf-8"))))
 
 
+def header_with_metadata(path: Path, metadata: Mapping[str, str]) -> bytes:
+    """The start of the file `path` (8 bytes length, then JSON) with another metadata: what follows it may stay.
+
+    Raises as `read_header` does.
+    """
+    read_header(path)
+    with path.open("rb") as file:
+        entries = _parse_header(path, file, path.stat().st_size)
+    entries.pop("__metadata__", None)
+    return _encoded({**_metadata_entry(metadata), **entries})
+
+
 def num_bytes(info: TensorInfo) -> int:
     """The size of a tensor's data in a file."""
     return _ITEM_BYTES[info.dtype] * math.prod(info.shape)
@@ -229,14 +241,21 @@ def encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], 
     """The start of a file with tensors in this order: 8 bytes length, then JSON, then blanks to a multiple of 8 and to
     `min_bytes`, which must be a multiple of 8 too.
     """
-    header: dict[str, object] = {"__metadata__": {_text(key): _text(value) for key, value in metadata.items()}}
-    if not metadata:
-        header.clear()
+    header = _metadata_entry(metadata)
     begin = 0
     for name, info in infos.items():
         end = begin + num_bytes(info)
         header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
         begin = end
+    return _encoded(header, min_bytes)
+
+
+def _metadata_entry(metadata: Mapping[str, str]) -> dict[str, object]:
+    entry = {_text(key): _text(value) for key, value in metadata.items()}
+    return {"__metadata__": entry} if entry else {}
+
+
+def _encoded(header: Mapping[str, object], min_bytes: int = 0) -> bytes:
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)
     encoded = encoded.ljust(min_bytes - 8)

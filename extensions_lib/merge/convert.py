@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..config.artefacts import ARTEFACTS
 from ..config.files import FORMATS, ConvertConfig
 from ..control import JobControl
 from ..errors import MergeError, OutputError, UnsupportedModelError
@@ -47,10 +46,7 @@ _ALPHA_TOLERANCE = 2e-3  # what half precision does to a schedule
 
 @dataclass(frozen=True)
 class Converted:
-    """The written file or folder, the description beside it, and what kind of file it is.
-
-    `kind` is one of `config.artefacts.ARTEFACTS`; '' for what the WebUI lists as none of them, such as a folder.
-    """
+    """The written file or folder, the description beside it, and what it is, as `recognise` says; '' of a folder."""
 
     path: Path
     kind: str
@@ -76,10 +72,8 @@ def convert(config: ConvertConfig, control: JobControl, emit: Emit) -> Converted
         output.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress("convert", len(source.infos), control, emit)
         _write_file(source, output, _counted(source.read, progress), emit, overwrite=config.overwrite)
-        kind = recognise(source.infos).kind
-        return Converted(
-            output, kind if kind in ARTEFACTS else "", _write_yaml(source, output, overwrite=config.overwrite)
-        )
+        yaml = _write_yaml(source, output, overwrite=config.overwrite)
+        return Converted(output, recognise(source.infos).kind, yaml)
 
 
 def _refuse_same_format(path: Path, wanted: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.files import ConvertConfig, PruneConfig
+from ..config.artefacts import ARTEFACTS
+from ..config.files import ConvertConfig, MetadataConfig, PruneConfig
 from ..config.merge import MergeConfig
 from ..config.networks import BakeConfig, ExtractConfig, ResizeConfig
 from ..config.rebuild import RebuildConfig
@@ -17,6 +18,7 @@ from ..errors import ConfigError, Problem
 from ..formats.safetensors_io import num_bytes
 from .bake import bake, plan_bake
 from .convert import convert
+from .edit_metadata import edit_metadata
 from .execute import execute
 from .extract import extract
 from .lora_files import WrittenLora
@@ -119,7 +121,17 @@ def _prune(config: PruneConfig, control: JobControl, emit: Emit, hash_of: HashOf
 
 def _convert(config: ConvertConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
     converted = convert(config, control, emit)
-    return ToolResult(converted.path, converted.kind, beside=(converted.yaml,) if converted.yaml else ())
+    return ToolResult(converted.path, _listed(converted.kind), beside=(converted.yaml,) if converted.yaml else ())
+
+
+def _metadata(config: MetadataConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    edited = edit_metadata(config, control, emit)
+    return ToolResult(edited.path, _listed(edited.kind), edited.text)
+
+
+def _listed(kind: str) -> str:
+    """The kind of a file, as far as the WebUI lists it: UNets alone count as checkpoints."""
+    return "checkpoint" if kind == "unet" else kind if kind in ARTEFACTS else ""
 
 
 def _rebuild(config: RebuildConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
@@ -168,5 +180,6 @@ RUNNERS: dict[str, Callable[..., ToolResult]] = {
     "resize": _resize,
     "prune": _prune,
     "convert": _convert,
+    "metadata": _metadata,
     "rebuild": _rebuild,
 }
