@@ -3,7 +3,16 @@ import logging
 
 import pytest
 
-from extensions_lib.events import EVENT_TYPES, EventStream, JobFinished, StepCompleted, Warned, event_from_json
+from extensions_lib.events import (
+    EVENT_TYPES,
+    CheckpointSaved,
+    EventStream,
+    JobFailed,
+    JobFinished,
+    StepCompleted,
+    Warned,
+    event_from_json,
+)
 
 
 def step(number: int) -> StepCompleted:
@@ -22,6 +31,21 @@ def test_stream_stamps_and_delivers_in_order() -> None:
         ("job", 6, "JobFinished"),
     ]
     assert seen[0].time > 0
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ({"event": "TrainingFinished", "reason": "completed", "step": 9, "path": "a"}, JobFinished),
+        ({"event": "TrainingFailed", "error": "X", "message": "it broke", "hint": ""}, JobFailed),
+        ({"event": "CheckpointSaved", "step": 9, "path": "a", "num_modules": 3}, CheckpointSaved),
+    ],
+)
+def test_what_earlier_versions_wrote_is_understood(former: dict[str, object], now: type) -> None:
+    stamps = {"job_id": "cat", "sequence": 3, "time": 1.0}
+    event = event_from_json({**former, **stamps})
+    assert type(event) is now
+    assert event == event_from_json(event.to_json())
 
 
 def test_a_listener_that_fails_is_logged_once_and_dropped(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,6 +25,7 @@ from ..errors import (
     TrainingError,
     UnknownJobError,
 )
+from ..ports import Host
 from .auth import Guard, NotAuthenticatedError, NotJsonError
 from .schema import ERROR_SCHEMA
 
@@ -124,6 +125,11 @@ def _problem(found: dict[str, Any]) -> Problem:
     if place == "body":
         return Problem("body", f"must be a JSON object, is not one: {found['msg']}")
     return Problem(str(name), found["msg"])
+
+
+def shown_by(host: Host, content: Any) -> Any:
+    """`content` as it may be shown: without folders where the host hides them."""
+    return without_folders(content) if host.access().hide_paths else content
 
 
 def without_folders(value: Any) -> Any:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Body, FastAPI, Header, Query
+from fastapi import APIRouter, FastAPI, Header, Query
 from starlette.responses import Response
 
-from ..config.codec import dump
 from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..config.presets import AUTO, FAMILY_NAMES, PRESETS, preset_reasons, preset_values
+from ..config.tools import dump_job
 from ..errors import ConfigError
+from ..jobs.access import LISTED_KINDS
 from ..jobs.status import JobStatus
 from ..jobs.store import REQUESTS
-from ..ports import Credentials, Host
+from ..ports import BaseModel, Credentials, Host
 from . import schema
-from .answers import Answer, error_responses, guarded_route, without_folders
+from .adding import JSON_BODY, add_get, add_post
+from .answers import Answer, error_responses, guarded_route, shown_by
 from .auth import Guard
 from .page import Fragment, add_page_routes
 from .requests import read_count, read_object, read_picture, read_text, read_word
+from .tools import add_tool_routes
 from .trial import add_trial_routes
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 
 PREFIX = "/train-studio/v1"
 MAX_EVENTS = 5000
-JSON_BODY = Body(...)
 
 
 def add_routes(
@@ -41,6 +43,7 @@ def add_routes(
     routes = Routes(manager, host)
     _add_reading(router, routes)
     _add_changing(router, routes)
+    add_tool_routes(router, manager, host)
     add_trial_routes(router, host)
     if fragment is not None:
         add_page_routes(router, fragment)
@@ -80,14 +83,15 @@ class Routes:
         return Answer(schema.job_schema())
 
     def host(self) -> Response:
-        """The program Train Studio runs in: its checkpoints, its folders for results, what may be named."""
+        """The program Train Studio runs in: its models, its folders for results, what may be named."""
         folders, access = self._host.folders(), self._host.access()
         selected = self._host.selected_base_model()
         return self._answer(
             {
                 "name": self._host.name,
                 "has_prompt": self._host.has_prompt,
-                "base_models": [{"title": model.title, "path": str(model.path)} for model in self._host.base_models()],
+                "base_models": _listed(self._host.base_models()),
+                "model_files": {kind: _listed(self._host.model_files(kind)) for kind in LISTED_KINDS},
                 "selected_base_model": str(selected) if selected else None,
                 "result_folders": {kind: str(folders.results[artefact_kind(kind)]) for kind in METHOD_CONFIGS},
                 "unusable_methods": dict(self._host.unusable_methods()),
@@ -106,7 +110,7 @@ class Routes:
     def job(self, job_id: str) -> Response:
         """State, step, loss, time left, results, and the curves as pairs of step and loss."""
         status = self._manager.status(job_id)
-        content = self._shown(_summary(status))
+        content = shown_by(self._host, _summary(status))
         return Answer({**content, "curve": status.curve, "validation": status.validation})
 
     def events(self, job_id: str, after: int = Query(0, ge=0, description="A sequence number.")) -> Response:
@@ -116,7 +120,7 @@ class Routes:
 
     def config(self, job_id: str) -> Response:
         """The job's settings, defaults filled in; a job can be submitted again from them."""
-        return self._answer(dump(self._manager.folder(job_id).config()))
+        return self._answer(dump_job(self._manager.folder(job_id).config()))
 
     def picture(self, job_id: str, file: str, if_none_match: str = Header("")) -> Response:
         """`grid.png`, `base-<prompt>.png` or `<step>-<prompt>.png`; they are rewritten, so ask again with the ETag."""
@@ -154,13 +158,19 @@ class Routes:
         return Answer({"job_id": self._manager.submit(prepare_job(read_object(body), self._host))}, 202)
 
     def ask(self, job_id: str, body: Any = JSON_BODY) -> Response:
-        """Save, preview, pause, resume, stop (the result is kept) or discard; done at the end of the step."""
+        """Save, preview, pause, resume, stop (the result is kept) or discard; done at the end of the step.
+
+        A tool can be paused, resumed and stopped; it then writes nothing.
+        """
         word = read_word(read_object(body, ("request",)), "request", REQUESTS)
         self._manager.ask(job_id, word)
         return Answer({"job_id": job_id, "request": word}, 202)
 
     def continue_job(self, job_id: str, body: Any = JSON_BODY) -> Response:
-        """Queue a job that was stopped, failed or interrupted again, or extend a finished one to more steps."""
+        """Queue a job that was stopped, failed or interrupted again, or extend a finished training to more steps.
+
+        A tool starts from the beginning.
+        """
         table = read_object(body, ("max_train_steps",))
         steps = None if table.get("max_train_steps") is None else read_count(table, "max_train_steps", 1)
         self._manager.continue_run(job_id, steps)
@@ -178,11 +188,12 @@ class Routes:
         self._manager.forget(job_id)
         return Answer({"job_id": job_id})
 
-    def _shown(self, content: Any) -> Any:
-        return without_folders(content) if self._host.access().hide_paths else content
-
     def _answer(self, content: Any) -> Answer:
-        return Answer(self._shown(content))
+        return Answer(shown_by(self._host, content))
+
+
+def _listed(files: Iterable[BaseModel]) -> list[dict[str, str]]:
+    return [{"title": file.title, "path": str(file.path)} for file in files]
 
 
 def _summary(status: JobStatus) -> dict[str, Any]:
@@ -192,13 +203,13 @@ def _summary(status: JobStatus) -> dict[str, Any]:
 
 
 def _add_reading(router: APIRouter, routes: Routes) -> None:
-    _get(router, "/presets", routes.presets, "Start values by purpose and model family", 400)
-    _get(router, "/settings", routes.settings, "All settings")
-    _get(router, "/host", routes.host, "The host")
-    _get(router, "/jobs", routes.jobs, "All jobs")
-    _get(router, "/jobs/{job_id}", routes.job, "A job", 404)
-    _get(router, "/jobs/{job_id}/events", routes.events, "What a job has said", 400, 404)
-    _get(router, "/jobs/{job_id}/config", routes.config, "A job's settings", 404)
+    add_get(router, "/presets", routes.presets, "Start values by purpose and model family", 400)
+    add_get(router, "/settings", routes.settings, "All settings")
+    add_get(router, "/host", routes.host, "The host")
+    add_get(router, "/jobs", routes.jobs, "All jobs")
+    add_get(router, "/jobs/{job_id}", routes.job, "A job", 404)
+    add_get(router, "/jobs/{job_id}/events", routes.events, "What a job has said", 400, 404)
+    add_get(router, "/jobs/{job_id}/config", routes.config, "A job's settings", 404)
     router.add_api_route(
         "/jobs/{job_id}/previews/{file}",
         routes.picture,
@@ -216,40 +227,13 @@ def _add_reading(router: APIRouter, routes: Routes) -> None:
 
 def _add_changing(router: APIRouter, routes: Routes) -> None:
     job = schema.job_schema()
-    _post(router, "/check", routes.check, "Check a job before it starts", job, 200, 503)
-    _post(router, "/like", routes.like, "The settings of a file", schema.LIKE_SCHEMA, 200)
-    _post(router, "/jobs", routes.submit, "Queue a job", job, 202, 409, 507)
-    _post(router, "/jobs/{job_id}/ask", routes.ask, "Ask something of a job", schema.ASK_SCHEMA, 202, 404, 409)
-    _post(
+    add_post(router, "/check", routes.check, "Check a job before it starts", job, 200, 503)
+    add_post(router, "/like", routes.like, "The settings of a file", schema.LIKE_SCHEMA, 200)
+    add_post(router, "/jobs", routes.submit, "Queue a job", job, 202, 409, 507)
+    add_post(router, "/jobs/{job_id}/ask", routes.ask, "Ask something of a job", schema.ASK_SCHEMA, 202, 404, 409)
+    add_post(
         router, "/jobs/{job_id}/continue", routes.continue_job, "Resume or extend a job", schema.CONTINUE_SCHEMA, 202,
         404, 409,
     )  # fmt: skip
-    _post(router, "/jobs/{job_id}/keep", routes.keep, "Keep one result", schema.KEEP_SCHEMA, 200, 404, 409)
-    _post(router, "/jobs/{job_id}/forget", routes.forget, "Delete a run folder", schema.EMPTY_SCHEMA, 200, 404, 409)
-
-
-def _get(router: APIRouter, path: str, endpoint: Callable[..., Response], summary: str, *errors: int) -> None:
-    router.add_api_route(
-        path, endpoint, methods=["GET"], summary=summary, responses=error_responses(401, *errors), response_model=None
-    )
-
-
-def _post(
-    router: APIRouter,
-    path: str,
-    endpoint: Callable[..., Response],
-    summary: str,
-    body: Mapping[str, Any],
-    status: int,
-    *errors: int,
-) -> None:
-    router.add_api_route(
-        path,
-        endpoint,
-        methods=["POST"],
-        summary=summary,
-        status_code=status,
-        responses=error_responses(400, 401, 403, 415, *errors),
-        response_model=None,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": dict(body)}}}},
-    )
+    add_post(router, "/jobs/{job_id}/keep", routes.keep, "Keep one result", schema.KEEP_SCHEMA, 200, 404, 409)
+    add_post(router, "/jobs/{job_id}/forget", routes.forget, "Delete a run folder", schema.EMPTY_SCHEMA, 200, 404, 409)

@@ -12,6 +12,8 @@ from ..config.field import Setting, settings_of
 from ..config.job import OutputConfig, TrainJobConfig
 from ..config.methods import METHOD_CONFIGS
 from ..config.presets import PRESETS
+from ..config.tool import ToolConfig
+from ..config.tools import KIND, TOOLS, Tool
 from ..jobs.store import REQUESTS
 
 Schema = dict[str, Any]
@@ -25,6 +27,7 @@ FILLED_BY_HOST = {
     (OutputConfig, "lora_folder"): "Without it: the WebUI's own folder for LoRAs.",
     (OutputConfig, "embedding_folder"): "Without it: the WebUI's own folder for embeddings.",
     (OutputConfig, "runs_folder"): "Here always Train Studio's own folder.",
+    (ToolConfig, "folder"): "Without it: the WebUI's own folder for this kind of file.",
 }
 
 
@@ -39,6 +42,24 @@ def job_schema() -> Schema:
     return schema
 
 
+def tool_schemas() -> dict[str, Schema]:
+    """The schema of every tool's table as the API takes it, by kind; `x-makes` is its kind of result, '' for any."""
+    return {kind: _tool(kind, tool) for kind, tool in TOOLS.items()}
+
+
+def _tool(kind: str, tool: Tool) -> Schema:
+    schema = _object(tool.settings)
+    named = {KIND: {"type": "string", "enum": [kind], "description": "Which tool."}}
+    return {
+        **schema,
+        "title": tool.title,
+        "description": tool.help,
+        "properties": {**named, **schema["properties"]},
+        "required": [KIND, *schema["required"]],
+        "x-makes": tool.makes,
+    }
+
+
 def _object(cls: type) -> Schema:
     settings = list(settings_of(cls))
     schema: Schema = {
@@ -48,7 +69,7 @@ def _object(cls: type) -> Schema:
         "properties": {setting.name: _described(cls, setting) for setting in settings},
         "additionalProperties": False,
     }
-    required = [each.name for each in settings if each.required and (cls, each.name) not in FILLED_BY_HOST]
+    required = [each.name for each in settings if each.required and not filled_by_host(cls, each.name)]
     if cls in METHOD_CONFIGS.values():
         required.insert(0, "kind")
     return {**schema, "required": required} if required else schema
@@ -58,16 +79,22 @@ def _described(cls: type, setting: Setting) -> Schema:
     option = setting.option
     schema = _shape(setting)
     schema["description"] = option.help
-    filled = FILLED_BY_HOST.get((cls, setting.name))
-    if filled:
+    if filled := filled_by_host(cls, setting.name):
         schema["description"] += f" {filled}"
     elif not setting.required and not dataclasses.is_dataclass(setting.default):
         schema["default"] = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+    if option.file:
+        schema["x-file"] = option.file
     if option.unit:
         schema["x-unit"] = option.unit
     if option.advanced:
         schema["x-advanced"] = True
     return schema
+
+
+def filled_by_host(cls: type, name: str) -> str:
+    """What stands for a setting of `cls` that is left out, when the host knows it; else ''."""
+    return next((FILLED_BY_HOST[base, name] for base in cls.__mro__ if (base, name) in FILLED_BY_HOST), "")
 
 
 def _shape(setting: Setting) -> Schema:
@@ -122,6 +149,9 @@ LIKE_SCHEMA = _request(
         },
     },
     ["file"],
+)
+INSPECT_SCHEMA = _request(
+    {"file": {"type": "string", "description": "The path of a model file, or its name as the host lists it."}}, ["file"]
 )
 KEEP_SCHEMA = _request(
     {"step": {"type": "integer", "minimum": 0, "description": "The step whose result stays."}}, ["step"]

@@ -80,6 +80,13 @@ def listed_files(host: Host, kind: str) -> tuple[BaseModel, ...]:
     return host.model_files(kind) if kind in LISTED_KINDS else ()
 
 
+def path_of_listed(given: str, host: Host) -> Path:
+    """The path of a model file that is named by its path, or as the host lists it. Raises AccessError."""
+    path = next((file.path for file in listed_files(host, "model") if file.title == given), Path(given))
+    check_paths([NamedPath("file", path, holds_weights=True)], host.access(), host)
+    return path
+
+
 def check_name(name: str) -> None:
     """Refuse names that make no plain file on every system. Raises ConfigError."""
     stem = name.partition(".")[0].strip().lower()

@@ -31,10 +31,11 @@ def name_warnings(
     """
     named = ((own.with_name(f"{config.name}{own.suffix}"), config.method.artefact_kind), *beside)
     mine = {path.absolute() for path in (own, *(path for path, _ in beside))}
-    return [warning for path, kind in named if kind for warning in _same_names(path.stem, kind, mine, results)]
+    return [warning for path, kind in named if kind for warning in same_names(path.stem, kind, mine, results)]
 
 
-def _same_names(name: str, own_kind: str, mine: Collection[Path], results: Mapping[str, Path]) -> Iterator[str]:
+def same_names(name: str, own_kind: str, mine: Collection[Path], results: Mapping[str, Path]) -> Iterator[str]:
+    """A warning for each file called `name` that would be mixed up with a result of this kind; `mine` are left out."""
     for kind, folder in results.items():
         is_same_kind = kind == own_kind
         if not is_same_kind and not (ARTEFACTS[kind].tag and ARTEFACTS[own_kind].tag):

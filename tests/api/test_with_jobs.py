@@ -62,8 +62,8 @@ def slowest(client: TestClient, job: dict[str, Any]) -> tuple[float, str]:
     calls: list[tuple[str, str, Any, int]] = [
         ("GET", path, None, 200)
         for path in (
-            "presets", "settings", "host", "jobs", "jobs/zbadge", "jobs/zbadge/events?after=0", "jobs/zbadge/config",
-            "page/live", "page/history",
+            "presets", "settings", "tools", "host", "jobs", "jobs/zbadge", "jobs/zbadge/events?after=0",
+            "jobs/zbadge/config", "page/live", "page/history",
         )
     ]  # fmt: skip
     calls += [

@@ -1,0 +1,47 @@
+"""The Check of a tool: what it would write, and what would stop it. Does no work, writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..config.tool import ToolConfig
+from ..config.tools import TOOLS, kind_of
+from ..ports import Host
+from .check_report import CheckProblem, Findings
+from .clashes import same_names
+
+
+@dataclass(frozen=True)
+class ToolReport:
+    """All that is known of a tool's job before it starts.
+
+    `path` is the file it would write and `num_bytes` its size; '' and None where only the work itself shows it.
+    """
+
+    problems: tuple[CheckProblem, ...]
+    warnings: tuple[str, ...]
+    path: str = ""
+    num_bytes: int | None = None
+
+    @property
+    def can_start(self) -> bool:
+        """Whether nothing would stop the start."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**dataclasses.asdict(self), "can_start": self.can_start}
+
+
+def check_tool(config: ToolConfig, host: Host) -> ToolReport:
+    """Look at the files as far as their headers go. What would stop the start is reported, never raised."""
+    from ..merge.tools import Outlook, foresee
+
+    findings = Findings()
+    outlook = findings.attempt("", lambda: foresee(config)) or Outlook()
+    path, kind = outlook.path, TOOLS[kind_of(config)].makes
+    clashes = same_names(path.stem, kind, {path.absolute()}, host.folders().results) if path and kind else ()
+    warnings = (*outlook.warnings, *clashes)
+    return ToolReport(tuple(findings.problems), warnings, str(path or ""), outlook.num_bytes)
