@@ -15,6 +15,7 @@ HASH_WORDS = {
     "sha256": "sha256 of the file",
     "data_sha256": "sha256 of the tensors",
 }
+PART_WORDS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
 MAX_METADATA_SIGNS = 20_000
 
 
@@ -32,7 +33,7 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Kind", ", ".join(filter(None, (KIND_WORDS.get(facts["kind"], facts["kind"]), facts.get("variant"))))
     family = facts.get("family")
     yield "Model family", FAMILY_WORDS.get(family, family) if family else "not to be told from the file"
-    yield "Size", f"{_size(facts['size_bytes'])}, {facts['num_tensors']} tensors, {_counts(facts['dtypes'])}"
+    yield "Size", f"{size_words(facts['size_bytes'])}, {facts['num_tensors']} tensors, {_counts(facts['dtypes'])}"
     for name, value in (facts.get("details") or {}).items():
         if value not in (None, "", [], {}):
             yield words_of(name, ""), _text(value)
@@ -51,7 +52,7 @@ def _counts(dtypes: Mapping[str, int]) -> str:
     return ", ".join(counts) if len(counts) == 1 else ", ".join(f"{name} ({n})" for name, n in counts.items())
 
 
-def _size(num_bytes: int) -> str:
+def size_words(num_bytes: int) -> str:
     """'6.94 GB', '16 MB', '3 kB'."""
     if num_bytes >= 1e9:
         return f"{num_bytes / 1e9:.2f} GB"
@@ -68,7 +69,7 @@ def _text(value: object) -> str:
         return "; ".join(f"{name}: {_text(inner)}" for name, inner in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else PART_WORDS.get(str(value), str(value))
 
 
 def _lineage(lines: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
 from ..config.foreign.recipe import Recipe
@@ -15,6 +15,13 @@ from .fields import label_of
 def done_html(text: str) -> str:
     """A plain sentence."""
     return f'<div class="ts-message" role="status">{escape(text)}</div>'
+
+
+def warned_html(text: str, warnings: Sequence[str]) -> str:
+    """A plain sentence, and below it what should be known besides."""
+    items = "".join(f"<li>{escape(each)}</li>" for each in warnings)
+    warned = f"<ul>{items}</ul>" if items else ""
+    return f'<div class="ts-message{" ts-warning" if items else ""}" role="status">{escape(text)}{warned}</div>'
 
 
 def recipe_html(recipe: Recipe, filled: str) -> str:

@@ -25,6 +25,7 @@ class Workshop:
     handlers: WorkshopHandlers
     tool: Any
     refresh: Any
+    check: Any
     start: Any
     message: Any
 
@@ -35,6 +36,7 @@ class Workshop:
         self.tool.input(handlers.choose, [self.tool], [*groups, *form.components], **QUICK)
         self.refresh.click(handlers.refresh, [self.tool], form.components, **QUICK)
         tab.load(handlers.refresh, [self.tool], form.components, **QUICK)
+        self.check.click(handlers.check, [self.tool, *form.components], [self.message], **SEEN)
         started = self.start.click(handlers.start, [self.tool, *form.components], [self.message, report], **QUICK)
         started.then(fn=None, inputs=[], outputs=[], **js_argument(LOOK_AT_JOBS))
         source, button = load
@@ -65,13 +67,14 @@ def build_workshop(manager: JobManager, host: Host) -> Workshop:
         form.column(kind)
     form.shared()
     with gr.Row(elem_id="train_studio_buttons_tool"):
+        check = gr.Button("Check", elem_id="train_studio_check_tool")
         start = gr.Button(verb(first), variant="primary", elem_id="train_studio_start_tool")
     message = html_block("", "train_studio_message_tool")
     for kind in TOOLS:
         form.accordion(kind)
     handlers = WorkshopHandlers(manager, host, files, form)
     _file_part(files, handlers, refresh, host.access().hide_paths)
-    return Workshop(form, handlers, tool, refresh, start, message)
+    return Workshop(form, handlers, tool, refresh, check, start, message)
 
 
 def _file_part(files: HostFiles, handlers: WorkshopHandlers, refresh: Any, hide_paths: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -15,12 +15,15 @@ from ..errors import AccessError, ConfigError, ExtensionError, Problem
 from ..jobs.manager import JobManager
 from ..ports import Host
 from .fields import Field, Shown
-from .file_view import file_html
+from .file_view import file_html, size_words
 from .handlers import submitted
-from .messages import done_html, problems_html
+from .messages import done_html, problems_html, warned_html
 from .tool_fields import NONE, filled_slots, names_folders, read_tool, shown_tool, tool_fields, tool_label, visible_keys
 from .tool_form import ToolForm, note_html
 from .wording import FILE_WORDS
+
+if TYPE_CHECKING:
+    from ..merge.tools import Outlook
 
 LISTED = ("checkpoint", "lora", "embedding", "hypernetwork", "vae")
 TRAINING_TAB, WORKSHOP_TAB = "training", "workshop"
@@ -98,6 +101,24 @@ class WorkshopHandlers:
             return [done_html(submitted(self._manager, config, f"{TOOLS[kind].title}:")), gr.update(value="")]
         except ExtensionError as error:
             return [self._error(error, kind, shown), gr.update()]
+
+    def check(self, kind: str, *values: Shown) -> str:
+        """Look at the files without making anything; the message as HTML."""
+        from ..merge.tools import foresee
+
+        shown = self._named(values)
+        try:
+            config = self.job(kind, shown)
+            outlook = foresee(config)
+        except ExtensionError as error:
+            return self._error(error, kind, shown)
+        return warned_html(self._foreseen(config, outlook), outlook.warnings)
+
+    def _foreseen(self, config: ToolConfig, outlook: Outlook) -> str:
+        path = outlook.path or Path(config.folder) / config.name
+        size = f", {size_words(outlook.num_bytes)}" if outlook.num_bytes else ""
+        where = "" if self._host.access().hide_paths else f" in {path.parent}"
+        return f"Nothing is in the way. It makes {path.name}{size}{where}."
 
     def job(self, kind: str, shown: Mapping[str, Shown]) -> ToolConfig:
         """The job that the form describes. Raises ExtensionError."""
