@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .safetensors_io import TensorInfo
-from .suffixes import lora_algorithms
+from .suffixes import lora_algorithms, plain_name
 
 Header = Mapping[str, TensorInfo]
 
@@ -28,11 +28,13 @@ _CONTROLNET = r"^(control_model\.|controlnet_)|input_hint_block\."
 _LORA_FAMILY = (
     (r"^(lora_unet|transformer)[_.](double_blocks|single_blocks|single_transformer_blocks)", "flux"),
     (r"^(lora_unet|transformer)[_.](joint_blocks|transformer_blocks)", "sd3"),
-    (r"^lora_te2_|^text_encoder_2\.|(input_blocks_[478]_1|attentions[_.][01])[_.]transformer_blocks[_.][1-9]", "sdxl"),
+    (r"^lora_te2_|^(text_encoder_2|clip_g)\.", "sdxl"),
+    (r"(input_blocks_[478]_1|attentions[_.][01])[_.]transformer_blocks[_.][1-9]", "sdxl"),
 )
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2", 1280: "sdxl", 2048: "sdxl"}
-_ATTENTION_INPUT = re.compile(
-    r"attn2[_.]to_[kv]\.(lora_down\.weight|lora_A\.weight|hada_w1_b|lora\.down\.weight|dora_scale|diff)$"
+_ATTENTION_INPUT = re.compile(r"attn2[_.]to_[kv]\.(lora_down\.weight|hada_w1_b|dora_scale|diff)$")
+_TEXT_INPUT = re.compile(
+    r"^(lora_te1?[_.]|text_encoder\.|clip_l\.).*self_attn[_.]q_proj\.(lora_down\.weight|hada_w1_b|diff)$"
 )
 _LOKR_INPUT = re.compile(r"(.*attn2[_.]to_[kv])\.lokr_w1(?:_b)?$")
 _CROSS_ATTENTION = re.compile(r"attn2\.to_k\.weight$")
@@ -117,11 +119,13 @@ def _vae_variant(header: Header) -> str:
     return f"{channels} latent channels" if channels else ""
 
 
-def _lora_family(header: Header) -> str:
+def _lora_family(raw: Header) -> str:
+    header = {plain_name(name): info for name, info in raw.items()}
     for pattern, family in _LORA_FAMILY:
         if _any(pattern, header):
             return family
-    widths = (info.shape[-1] for name, info in header.items() if _ATTENTION_INPUT.search(name))
+    found = (info.shape for name, info in header.items() if _ATTENTION_INPUT.search(name))
+    widths = (shape[-1] for shape in found if len(shape) > 1 and shape[-1] in _FAMILY_BY_WIDTH)
     width = next(widths, 0) or _lokr_width(header)
     return _FAMILY_BY_WIDTH.get(width, "") or _family_by_text_width(header)
 
@@ -138,8 +142,7 @@ def _lokr_width(header: Header) -> int:
 
 def _family_by_text_width(header: Header) -> str:
     """A file for the text encoder alone: its layers are as wide as the vectors of its family."""
-    pattern = re.compile(r"^lora_te1?_.*self_attn_q_proj\.(lora_down\.weight|hada_w1_b|dora_scale|diff)$")
-    width = next((info.shape[-1] for name, info in header.items() if pattern.search(name)), 0)
+    width = next((info.shape[-1] for name, info in header.items() if _TEXT_INPUT.search(name)), 0)
     return _FAMILY_BY_WIDTH.get(width, "")
 
 

@@ -1,10 +1,12 @@
 """The tensor names of LoRA-family files: `<layer name>.<suffix>`, and which algorithm a suffix speaks of.
 
-Names and suffixes are kohya's and LyCORIS's, which every WebUI reads; peft's and diffusers' are read as well.
+Names and suffixes are kohya's and LyCORIS's, which every WebUI reads; those of peft, diffusers and OneTrainer are read
+as well.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -31,19 +33,13 @@ _MARKS = (
     ("diff_b", "full difference"),
     ("w_norm", "norm difference"),
     ("lora_down.weight", "LoRA"),
-    ("lora_A.weight", "LoRA"),
-    ("lora_A.default.weight", "LoRA"),
-    ("lora.down.weight", "LoRA"),
 )
-# Other programs' suffixes -> kohya's.
-_ALIASES = {
-    "lora_A.weight": "lora_down.weight",
-    "lora_A.default.weight": "lora_down.weight",
-    "lora.down.weight": "lora_down.weight",
-    "lora_B.weight": "lora_up.weight",
-    "lora_B.default.weight": "lora_up.weight",
-    "lora.up.weight": "lora_up.weight",
-}
+# peft's 'lora_A.<adapter>.weight', diffusers' 'lora.down.weight' and, older, 'processor.to_q_lora.down.weight'.
+_FACTOR = re.compile(r"\.(?:lora_(A|B)(?:\.\w+)?|(?:lora|lora_linear_layer)\.(down|up))\.weight$")
+_KOHYAS = {"A": "down", "B": "up", "down": "down", "up": "up"}
+_PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight$")
+# peft's lengths of a DoRA, one for each output.
+_MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.\w+)*$")
 _KNOWN = (
     "lora_down.weight",
     "lora_up.weight",
@@ -58,9 +54,15 @@ _KNOWN = (
     "w_norm",
     "b_norm",
 )
-_SUFFIXES = {**{suffix: suffix for suffix in _KNOWN}, **_ALIASES}
-# peft's and diffusers' dotted paths -> kohya's prefix.
-_DOTTED_PREFIXES = {"unet.": "lora_unet_", "text_encoder.": "lora_te_", "text_encoder_2.": "lora_te2_"}
+# What other programs' module paths begin with -> kohya's prefix, first match first.
+_PREFIXES = (
+    (r"unet\.", "lora_unet_"),
+    (r"(text_encoder|clip_l)\.", "lora_te_"),
+    (r"(text_encoder_2|clip_g)\.", "lora_te2_"),
+    (r"(lycoris_)?(?=text_model[._])", "lora_te_"),
+    (r"lycoris_|(?=(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks)\.)", "lora_unet_"),
+)
+_PREFIX = [(re.compile(pattern), prefix) for pattern, prefix in _PREFIXES]
 
 
 def lora_algorithms(names: Iterable[str]) -> list[str]:
@@ -71,35 +73,57 @@ def lora_algorithms(names: Iterable[str]) -> list[str]:
 def tensors_by_layer(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """{layer name: {suffix: tensor}} of a LoRA-family file, in kohya's names; a bundled embedding is left out.
 
-    `path` is for the message. Raises FormatError for a suffix that none of the supported algorithms has.
+    Lengths of a DoRA that peft wrote get the form (O, 1) or (O, 1, 1, 1). `path` is for the message. Raises FormatError
+    for a suffix that none of the supported algorithms has.
     """
     layers: dict[str, dict[str, Tensor]] = {}
+    of_outputs: list[dict[str, Tensor]] = []
     for key, tensor in tensors.items():
-        if not key.startswith(BUNDLED_EMBEDDING):
-            name, suffix = _split(path, key)
-            layers.setdefault(name, {})[suffix] = tensor
+        if key.startswith(BUNDLED_EMBEDDING):
+            continue
+        name, suffix = _split(path, key)
+        layers.setdefault(name, {})[suffix] = tensor
+        if _MAGNITUDE.search(key):
+            of_outputs.append(layers[name])
+    for parts in of_outputs:
+        ones = (1 for _ in parts.get("lora_down.weight", tensor).shape[1:])
+        parts["dora_scale"] = parts["dora_scale"].reshape(-1, *ones)
     return layers
 
 
+def plain_name(key: str) -> str:
+    """A tensor's name with kohya's suffix; its layer stays as it is written."""
+    key = _PROCESSOR.sub(_of_processor, key)
+    key = _FACTOR.sub(lambda found: f".lora_{_KOHYAS[found[1] or found[2]]}.weight", key)
+    return _MAGNITUDE.sub(".dora_scale", key)
+
+
+def _of_processor(found: re.Match[str]) -> str:
+    return f".{found[1]}{'.0' if found[1] == 'to_out' else ''}.lora_{found[2]}.weight"
+
+
 def _algorithm(name: str) -> str | None:
+    plain = plain_name(name)
     for mark, algorithm in _MARKS:
-        if name.endswith("." + mark):
+        if plain.endswith("." + mark):
             return algorithm
     return None
 
 
 def _split(path: Path, key: str) -> tuple[str, str]:
     """('lora_unet_x', 'lora_down.weight') of 'unet.x.lora_A.weight'."""
-    for suffix, canonical in _SUFFIXES.items():
-        if key.endswith("." + suffix):
-            return _layer_name(key[: -len(suffix) - 1]), canonical
+    plain = plain_name(key)
+    for suffix in _KNOWN:
+        if plain.endswith("." + suffix):
+            return _layer_name(plain[: -len(suffix) - 1]), suffix
     raise FormatError(f"{path} holds the tensor {key!r}, which no LoRA has.", "Choose a plain LoRA or LoCon file.")
 
 
 def _layer_name(path: str) -> str:
-    """kohya's layer name of a module; peft writes dotted paths."""
+    """kohya's layer name of a module, whose path may be dotted."""
     path = path.removeprefix("base_model.model.")
-    for dotted, prefix in _DOTTED_PREFIXES.items():
-        if path.startswith(dotted):
-            path = prefix + path[len(dotted) :]
+    for pattern, prefix in _PREFIX:
+        if found := pattern.match(path):
+            path = prefix + path[found.end() :]
+            break
     return path.replace(".", "_")

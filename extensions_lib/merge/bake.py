@@ -27,6 +27,7 @@ from ..models.sibling import sibling_path
 from .blocks import BLOCK_MAPS, BlockRatios, parse_ratios
 from .fit import POSITION_IDS
 from .layers import Place, layer_places
+from .lora_files import canonical_changes, check_finite
 from .models import Model, few, read_model
 from .plan import check_output, result_info
 from .progress import Emit, Progress
@@ -92,7 +93,7 @@ def plan_bake(config: BakeConfig, *, in_memory: bool = False) -> BakePlan:
         path = Path(entry.path)
         with TensorFile(path) as file:
             metadata = dict(file.metadata)
-        changes = read_network(path)
+        changes = canonical_changes(path, read_network(path), model.family)[0]
         unknown = _check_fit(path, changes, places, model, ignore_unknown=config.ignore_unknown)
         if unknown:
             warnings.append(f"{path.name}: left out {len(unknown)} layers: {', '.join(unknown)}.")
@@ -164,9 +165,7 @@ def _check_fit(
             f"{path.name} does not fit {model.path.name}: {len(wrong)} layers have another shape ({few(wrong)}).",
             "Choose a file made for this family of models.",
         )
-    broken = [name for name in known if not changes[name].is_finite]
-    if broken:
-        raise MergeError(f"{path.name} holds NaN or infinite values in {few(broken)}.", "Use another copy of it.")
+    check_finite(path, (changes[name] for name in known))
     return unknown
 
 

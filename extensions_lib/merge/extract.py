@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ def extract(
         told=lambda recipe: _told(recipe, models[0], max(layer.rank for layer in layers)),
         method=rank_text(config),
         error=lengths.error,
+        family=models[0].family,
     )
     return write_lora(writing, control, emit, hash_of=hash_of, recipe=recipe)
 
@@ -81,8 +82,9 @@ def _layers(
 ) -> tuple[list[LayerChange], Lengths]:
     """The factors by layer, and what they leave out; tensors are read one at a time."""
     by_weight: dict[str, list[Place]] = {}
-    for place in _written_places(models[0]):
-        by_weight.setdefault(place.weight, []).append(place)
+    for place in layer_places(models[0]).values():
+        if place.has_factors:
+            by_weight.setdefault(place.weight, []).append(place)
     choice = choice_of(config)
     dtype = DTYPES[FILE_DTYPES[config.dtype]]
     layers, lengths = [], Lengths()
@@ -100,16 +102,6 @@ def _layers(
                     layers.append(_layer(place.layer, own, choice, dtype, lengths))
             progress.advance()
     return layers, lengths
-
-
-def _written_places(model: Model) -> Iterator[Place]:
-    """Each layer that can have factors, under the name it is written with."""
-    seen = set()
-    for place in layer_places(model).values():
-        where = (place.weight, place.third)
-        if place.has_factors and where not in seen:
-            seen.add(where)
-            yield place
 
 
 def _layer(name: str, change: Tensor, choice: RankChoice, dtype: torch.dtype, lengths: Lengths) -> LayerChange:

@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import KeyMismatchError
-from ..formats.keys import lora_layer_name, open_clip_from_ldm, text_from_ldm, unet_from_ldm
+from ..formats.keys import (
+    SD1_LAYOUT,
+    SDXL_LAYOUT,
+    layer_module,
+    lora_layer_name,
+    open_clip_from_ldm,
+    open_clip_name,
+    text_from_ldm,
+    unet_from_ldm,
+    unet_to_ldm,
+)
 from ..models.family import FAMILIES, TextEncoderKind
 from ..models.ldm import part_prefix
 from ..models.sizes import layout_of_shapes, part_shapes
@@ -43,17 +53,17 @@ class Place:
 
 
 def layer_places(model: Model) -> dict[str, Place]:
-    """{layer name in a LoRA file: where it is}; layers of the UNet under diffusers' and under checkpoint names.
+    """{layer name in a LoRA file, as the WebUI finds it: where it is}; see `formats.keys.canonical_layer` for others.
 
-    The first name of a layer is the one files are written with. Raises KeyMismatchError for a UNet whose blocks follow
-    no known pattern, or tensors that the family's networks do not have.
+    Raises KeyMismatchError for a UNet whose blocks follow no known pattern, or tensors that the family's networks do
+    not have.
     """
     family = FAMILIES[model.family]
     found = list(_unet_places(model))
     for kind in family.text_encoders:
         if any(name.startswith(kind.prefix) for name in model.infos):
             found += _text_places(model, kind)
-    return {place.layer: place for place in (*found, *_aliases(model, found))}
+    return {place.layer: place for place in found}
 
 
 def _unet_places(model: Model) -> Iterator[Place]:
@@ -102,14 +112,14 @@ def _place(model: Model, layer: str, weight: str, shape: tuple[int, ...]) -> Pla
     return Place(layer, weight, bias if has_bias else None, shape, has_factors=len(shape) > 1)
 
 
-def _aliases(model: Model, places: list[Place]) -> Iterator[Place]:
-    """The other names of a UNet's layers that the WebUI knows: a checkpoint's for SD 1 and 2, diffusers' for SDXL."""
-    prefix = part_prefix("unet", FAMILIES[model.family])
-    layout = layout_of_shapes(part_shapes(model.infos, "unet", FAMILIES[model.family]))
-    for place in places:
-        if place.weight.startswith(prefix):
-            bare = place.weight.removeprefix(prefix)
-            for name in (bare, unet_from_ldm(bare, layout)):
-                layer = "lora_unet_" + name.removesuffix(_WEIGHT).replace(".", "_")
-                if layer != place.layer:
-                    yield replace(place, layer=layer)
+def tensor_of_layer(layer: str, family_name: str) -> str:
+    """The name that the weight of a LoRA's layer has in checkpoints of the family.
+
+    Raises KeyMismatchError for a name of no layer.
+    """
+    part, path = layer_module(layer, family_name)
+    family, name = FAMILIES[family_name], f"{path}{_WEIGHT}"
+    if part == "unet":
+        return part_prefix("unet", family) + unet_to_ldm(name, SDXL_LAYOUT if family_name == "sdxl" else SD1_LAYOUT)
+    kind = family.text_encoder(part)
+    return kind.prefix + (open_clip_name(name) if kind.layout == "open_clip" else name)

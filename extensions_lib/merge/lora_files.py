@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..config.networks import LoraToolConfig
 from ..config.tools import TOOLS, kind_of
 from ..control import JobControl
-from ..errors import MergeError
+from ..errors import KeyMismatchError, MergeError
 from ..formats.checkpoint import read_checkpoint
+from ..formats.keys import canonical_layer, lora_layer_name
 from ..formats.metadata import with_hash
-from ..formats.network import LayerChange, changes_tensors, network_of
+from ..formats.network import LayerChange, changes_tensors, lora_change, network_of
 from ..formats.recognise import recognise
 from ..formats.safetensors_io import DTYPES, data_hash, describe_tensor, write_atomic
 from ..formats.suffixes import BUNDLED_EMBEDDING
-from .models import few
+from .models import FAMILIES, few
 from .plan import FILE_DTYPES
 from .progress import Emit, hash_with_progress
 from .recipe import Recipe, lineage_metadata, own_key, recipe_of, without_recipe
@@ -26,6 +29,7 @@ from .work import is_finite
 from .writing import HashOf, parent_of
 
 ERROR = "train_studio.error"
+_ATTENTION = re.compile(r"_self_attn_(q|k|v|out)_proj$")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class LoraWriting:
     """What is written: the changes, the words beside them, and what the header tells (`told`, from the recipe).
 
     `sources` are the files it is made from, in the order of the settings, with their `headers`; `method` says in a few
-    words with what they were made into it.
+    words how. `error` is the share of the difference that is left out, None where nothing is. `family` is that of the
+    models the file is for, '' where it is not known.
     """
 
     config: LoraToolConfig
@@ -76,6 +81,7 @@ class LoraWriting:
     method: str
     error: float | None = None
     words: Mapping[str, Tensor] = field(default_factory=dict)
+    family: str = ""
 
 
 def read_lora_file(path: Path) -> LoraFile:
@@ -86,6 +92,27 @@ def read_lora_file(path: Path) -> LoraFile:
     header = {name: describe_tensor(tensor) for name, tensor in content.tensors.items()}
     words = {name: tensor for name, tensor in content.tensors.items() if name.startswith(BUNDLED_EMBEDDING)}
     return LoraFile(path, recognise(header, content.metadata).family, changes, words, content.metadata)
+
+
+def canonical_changes(
+    path: Path, changes: Mapping[str, LayerChange], family: str
+) -> tuple[dict[str, LayerChange], list[str]]:
+    """The changes under the names by which the WebUI finds layers of `family`, and the names that are none of it.
+
+    The latter keep theirs. Raises MergeError for two names of one layer; `path` is for the message.
+    """
+    found: dict[str, LayerChange] = {}
+    unknown: list[str] = []
+    for name, change in changes.items():
+        try:
+            canonical = canonical_layer(name, family)
+        except KeyMismatchError:
+            canonical = name
+            unknown.append(name)
+        if canonical in found:
+            raise MergeError(f"{path.name} holds the layer {canonical} twice, under two names.", "Use another file.")
+        found[canonical] = replace(change, name=canonical)
+    return found, unknown
 
 
 def check_finite(path: Path, changes: Iterable[LayerChange]) -> None:
@@ -125,7 +152,8 @@ def write_lora(
     """
     config, output = writing.config, output_path(writing.config)
     dtype = config.dtype
-    tensors = {**changes_tensors(writing.changes, DTYPES[FILE_DTYPES[dtype]]), **writing.words}
+    changes = [*writing.changes, *missing_of_attentions(writing.changes, writing.family)]
+    tensors = {**changes_tensors(changes, DTYPES[FILE_DTYPES[dtype]]), **writing.words}
     large = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if large:
         raise MergeError(
@@ -137,8 +165,27 @@ def write_lora(
         recipe = recipe_of(config, [parent_of(*each) for each in zip(writing.sources, hashes, strict=True)])
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, tensors, _metadata(writing, recipe, data_hash(tensors)), overwrite=config.overwrite)
-    ranks = tuple(change.rank for change in writing.changes if change.algorithm == "LoRA")
-    return WrittenLora(output, writing.error, ranks, len(writing.changes) - len(ranks))
+    ranks = tuple(change.rank for change in changes if change.algorithm == "LoRA")
+    return WrittenLora(output, writing.error, ranks, len(changes) - len(ranks))
+
+
+def missing_of_attentions(changes: Sequence[LayerChange], family: str) -> list[LayerChange]:
+    """Factors of zero for the layers that an OpenCLIP attention lacks of query, key, value and output.
+
+    The WebUI changes such an attention only where a file has all four, and says nothing of others.
+    """
+    names = {change.name: change for change in changes}
+    found: dict[str, LayerChange] = {}
+    for kind in FAMILIES[family].text_encoders if family in FAMILIES else ():
+        for name, change in names.items() if kind.layout == "open_clip" else ():
+            if not name.startswith(lora_layer_name("", kind.part, family)) or not _ATTENTION.search(name):
+                continue
+            for part in "q", "k", "v", "out":
+                other = _ATTENTION.sub(f"_self_attn_{part}_proj", name)
+                if other not in names:
+                    up, down = torch.zeros(change.shape[0], 1), torch.zeros(1, change.shape[0])
+                    found[other] = lora_change(other, up, down, change.shape)
+    return list(found.values())
 
 
 def _metadata(writing: LoraWriting, recipe: Recipe, data: str) -> dict[str, str]:

@@ -52,6 +52,7 @@ def resize(
         method=rank_text(config),
         error=lengths.error,
         words=given.words,
+        family=given.family,
     )
     return write_lora(writing, control, emit, hash_of=hash_of, recipe=recipe)
 

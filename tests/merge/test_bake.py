@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, MergeError, OutputError
 from extensions_lib.events import Event, Warned
-from extensions_lib.formats.keys import lora_layer_name
 from extensions_lib.formats.lineage import lineage
 from extensions_lib.formats.metadata import ArtefactInfo
 from extensions_lib.formats.network import read_network
@@ -44,7 +43,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "full difference with norms": {"algorithm": "full", "train_norms": True},
 }
 SIZES = torch.tensor([[64, 64, 0, 0, 64, 64]])
-LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 Written = tuple[Path, Path]
 
 
@@ -102,25 +100,6 @@ def test_extract_finds_every_layer_that_was_baked(
     again = read_tensors(baking(base, found.path, name="again").path)
     for name, tensor in read_tensors(tuned).items():
         torch.testing.assert_close(again[name], tensor, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_layer_of_the_networks_has_a_place(family: str, family_models: FamilyModels) -> None:
-    bundle = load_bundle(family_models[family])
-    places = layer_places(read_model(family_models[family]))
-    for part in ("unet", *bundle.text_encoders):
-        for path, module in bundle.parts[part].named_modules():
-            if isinstance(module, LAYERS):
-                place = places[lora_layer_name(path, part, family)]
-                assert place.shape == tuple(module.weight.shape), path
-                assert (place.bias is None) == (module.bias is None), path
-                assert place.has_factors == isinstance(module, (nn.Linear, nn.Conv2d)) or "projection" in path, path
-                other = "lora_unet_" + path.replace(".", "_")
-                assert part != "unet" or replaced(places[other], place.layer) == place
-
-
-def replaced(place: Any, layer: str) -> Any:
-    return type(place)(**{**vars(place), "layer": layer})
 
 
 def test_a_third_of_a_joined_matrix_by_hand(

@@ -4,8 +4,9 @@ Names only, no tensors except for the VAE attention, whose matrices change rank,
 the original `ldm/modules/diffusionmodules/{openaimodel,model}.py` of CompVis and diffusers' model classes.
 """
 
+from .layers import canonical_layer, layer_module
 from .lora import kernel_size, lora_layer_name
-from .open_clip import open_clip_from_ldm, open_clip_to_ldm
+from .open_clip import open_clip_from_ldm, open_clip_name, open_clip_to_ldm
 from .text import PREFIXES, TEXT_PREFIXES, text_from_ldm, text_to_ldm
 from .unet import SD1_LAYOUT, SDXL_LAYOUT, UNetLayout, unet_from_ldm, unet_to_ldm
 from .vae import vae_from_ldm, vae_tensors_from_ldm, vae_tensors_to_ldm, vae_to_ldm
@@ -16,9 +17,12 @@ __all__ = [
     "SDXL_LAYOUT",
     "TEXT_PREFIXES",
     "UNetLayout",
+    "canonical_layer",
     "kernel_size",
+    "layer_module",
     "lora_layer_name",
     "open_clip_from_ldm",
+    "open_clip_name",
     "open_clip_to_ldm",
     "text_from_ldm",
     "text_to_ldm",

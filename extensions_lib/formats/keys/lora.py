@@ -6,6 +6,7 @@ import re
 
 from .unet import SDXL_LAYOUT, unet_to_ldm
 
+_LAST_NORM = "conv_norm_out"
 # (family, network) -> what the layer name begins with.
 _PREFIXES = {
     ("sd1", "unet"): "lora_unet_",
@@ -26,14 +27,15 @@ def lora_layer_name(module_path: str, network: str, family: str) -> str:
     """'down_blocks.1.attentions.0.proj_in' -> 'lora_unet_down_blocks_1_attentions_0_proj_in'.
 
     `network` is 'unet', 'text_encoder' or, for SDXL, 'text_encoder_2'; `family` 'sd1', 'sd2' or 'sdxl'. SDXL UNets are
-    written with checkpoint names, because one upsampler of theirs is not found under its diffusers name.
+    written with checkpoint names, because one upsampler of theirs is not found under its diffusers name; nor is the
+    last norm layer of any UNet.
     Raises ValueError for another pair, KeyMismatchError for a path an SDXL UNet does not have.
     """
     prefix = _PREFIXES.get((family, network))
     if prefix is None:
         accepted = ", ".join(f"{f}/{n}" for f, n in _PREFIXES)
         raise ValueError(f"family/network is {family}/{network}; accepted: {accepted}")
-    if (family, network) == ("sdxl", "unet"):
+    if network == "unet" and (family == "sdxl" or module_path == _LAST_NORM):
         module_path = unet_to_ldm(module_path, SDXL_LAYOUT)
     return prefix + module_path.replace(".", "_")
 

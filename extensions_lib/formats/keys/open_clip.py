@@ -16,6 +16,7 @@ from .table import RenameTable, Row
 
 _PROJECTION = "text_projection.weight"
 _OPEN_CLIP_PROJECTION = "text_projection"
+_MAX_LAYERS = 64
 _JOINED = ("q_proj", "k_proj", "v_proj")
 _LAYER = {
     "layer_norm1": "ln_1",
@@ -62,6 +63,15 @@ def open_clip_from_ldm(tensors: Mapping[str, Tensor], num_layers: int) -> dict[s
         else:
             found[table.rename(name)] = tensor
     return found
+
+
+def open_clip_name(name: str) -> str:
+    """The tensor of a checkpoint that holds a CLIPTextModel's; a third of it for query, key and value.
+
+    Raises KeyMismatchError for an unknown name.
+    """
+    is_joined = any(f".self_attn.{part}." in name for part in _JOINED)
+    return _joined_name(name) if is_joined else _tables(_MAX_LAYERS)[0].rename(name)
 
 
 def _joined_name(name: str) -> str:
