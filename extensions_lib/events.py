@@ -77,8 +77,8 @@ class ValidationMeasured(Event):
 class CheckpointSaved(Event):
     """A result file was written, read again and compared; `num_modules` is how many modules of the model it matches.
 
-    `beside` are the paths of the further files that belong to it; `text` is what else there is to know of it. `step` is
-    0 for a tool, which has none.
+    `beside` are the paths of the further files that belong to it; `text` is what else there is to know of it. Of a
+    tool `step` is 0, and `kind` one of `config.artefacts.ARTEFACTS`.
     """
 
     step: int
@@ -86,6 +86,7 @@ class CheckpointSaved(Event):
     num_modules: int
     beside: tuple[str, ...] = ()
     text: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,8 @@ def states_at_work(method: str) -> tuple[str, str]:
 class SavedResult:
     """A result file after `step` steps; `published` is what the host said of it, '' when it was not asked.
 
-    `beside` are the further files that belong to it; `text` is what else there is to know of it.
+    `beside` are the further files that belong to it; `text` is what else there is to know of it; `kind` is
+    that of a tool's result.
     """
 
     step: int
@@ -56,6 +57,7 @@ class SavedResult:
     is_usable: bool = True
     beside: tuple[str, ...] = ()
     text: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ class StatusFold:
                 return {}
             case CheckpointSaved():
                 others = tuple(saved for saved in told["results"] if saved.path != event.path)
-                saved = SavedResult(event.step, event.path, event.num_modules, beside=event.beside, text=event.text)
+                more = {"beside": event.beside, "text": event.text, "kind": event.kind}
+                saved = SavedResult(event.step, event.path, event.num_modules, **more)
                 return {"results": (*others, saved)}
             case ResultPublished():
                 results = tuple(_published(saved, event) for saved in told["results"])

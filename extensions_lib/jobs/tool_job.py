@@ -37,6 +37,7 @@ def do_tool(
             num_modules=result.num_modules,
             beside=tuple(map(str, result.beside)),
             text=result.text if result.is_as_asked else "",
+            kind=result.kind,
         )
     )
     if not result.is_as_asked:

@@ -14,18 +14,21 @@ from .markup import (
     button,
     extended_steps,
     job_button,
+    load_button,
     method_word,
     moment,
     part,
     picture_link,
     preset_word,
     preview_url,
+    sources_text,
     state_badge,
 )
+from .tool_view import start_again
 
 NEWEST = 50
 LOSS_STEPS = 50
-FORGET_QUESTION = "Forget this run? Its state, settings and previews are deleted. Result files stay."
+FORGET_QUESTION = "Forget this run? Its settings, state and previews are deleted. Result files stay."
 COLUMNS = ("", "Run", "Started", "Method", "State", "Steps", "Loss", "")
 
 
@@ -47,20 +50,28 @@ def banners(statuses: Sequence[JobStatus]) -> str:
 
 def _banner(status: JobStatus) -> str:
     where = f"at step {status.step} of {status.max_train_steps}" if status.step else "before the first step"
+    told = "was interrupted; nothing was written" if status.is_tool else f"was interrupted {where}"
+    go_on = start_again(status, "primary") if status.is_tool else _continue(status, "Resume", style="primary")
     return (
-        f'<div class="ts-banner"><span>Run {escape(status.job_id)} was interrupted {where}.</span>'
-        f'<span class="ts-buttons">{_continue(status, "Resume", style="primary")}{_forget(status)}</span></div>'
+        f'<div class="ts-banner"><span>Run {escape(status.job_id)} {told}.</span>'
+        f'<span class="ts-buttons">{go_on}{_forget(status)}</span></div>'
     )
 
 
 def _queue(queue: Sequence[JobStatus]) -> str:
     items = "".join(
         f"<li><span><strong>{escape(status.job_id)}</strong> "
-        f'<span class="ts-note">{escape(method_word(status.method))}, {status.max_train_steps} steps</span></span>'
+        f'<span class="ts-note">{escape(_plan(status))}</span></span>'
         f'<span class="ts-buttons">{_show(status)}{ask_button("Take out", status.job_id, "stop")}</span></li>'
         for status in queue
     )
     return f'<ol class="ts-queue">{items}</ol>' if items else ""
+
+
+def _plan(status: JobStatus) -> str:
+    """What a job in the queue will do."""
+    length = sources_text(status) if status.is_tool else f"{status.max_train_steps} steps"
+    return f"{method_word(status.method)}, {length}"
 
 
 def _runs(runs: Sequence[JobStatus], shown: str) -> str:
@@ -84,15 +95,16 @@ def _table(runs: Sequence[JobStatus], shown: str) -> str:
 
 def _table_row(status: JobStatus, is_shown: bool) -> str:
     method = escape(method_word(status.method))
-    if status.preset:
-        method += f'<br><span class="ts-note">{escape(preset_word(status.preset))}</span>'
+    more = sources_text(status) if status.is_tool else preset_word(status.preset)
+    if more:
+        method += f'<br><span class="ts-note">{escape(more)}</span>'
     cells = (
         _picture(status),
         f"<strong>{escape(status.job_id)}</strong>",
         moment(status.started_at),
         method,
         state_badge(status.state),
-        str(status.max_train_steps) if status.is_active else f"{status.step} of {status.max_train_steps}",
+        _steps(status),
         "" if status.is_active else _loss(status),
         f'<span class="ts-buttons">{_show(status)}{_row_buttons(status)}</span>',
     )
@@ -100,11 +112,18 @@ def _table_row(status: JobStatus, is_shown: bool) -> str:
     return f"<tr{row}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
+def _steps(status: JobStatus) -> str:
+    if status.is_tool:
+        return ""
+    return str(status.max_train_steps) if status.is_active else f"{status.step} of {status.max_train_steps}"
+
+
 def _row_buttons(status: JobStatus) -> str:
-    load = button("Load settings", load=f"run:{status.job_id}", title="Puts the settings of this run into the form")
+    load = load_button(status.job_id, "Load settings")
     if status.is_active:
         return load
-    return load + _continue(status, "Continue") + _forget(status)
+    go_on = start_again(status) if status.is_tool else _continue(status, "Continue")
+    return load + go_on + _forget(status)
 
 
 def _picture(status: JobStatus) -> str:

@@ -9,10 +9,12 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from ..jobs.status import JobStatus
+from ..config.tools import TOOLS
+from ..jobs.status import JobStatus, SavedResult
 from .wording import METHOD_WORDS, PURPOSES
 
 API = "./train-studio/v1"
+MAX_SOURCES = 4
 
 STATE_WORDS = {
     "queued": "Waiting in the queue",
@@ -86,6 +88,58 @@ def picture_link(url: str, text: str, class_: str = "ts-thumb", size_px: tuple[i
     return f"<a{attributes(class_=class_, href=url, target='_blank', rel='noopener', title=text)}>{image}</a>"
 
 
+def progress_bar(done: int | None, total: int, text: str) -> str:
+    """A progress bar; `done` None when nobody knows how far it is."""
+    share = 100 * min(done / max(total, 1), 1.0) if done is not None else None
+    bar = attributes(
+        class_="ts-bar" if share is not None else "ts-bar ts-unknown",
+        role="progressbar",
+        aria_label="Progress",
+        aria_valuemin=0,
+        aria_valuemax=total if share is not None else None,
+        aria_valuenow=done,
+        aria_valuetext=text,
+    )
+    return f'<div{bar}><div style="width: {100 if share is None else share:.1f}%"></div></div>'
+
+
+def load_button(job_id: str, label: str) -> str:
+    """Puts the settings of a run into the form."""
+    return button(label, load=f"run:{job_id}", title="Puts the settings of this run into the form")
+
+
+def use_button(text: str, note: str, has_prompt: bool, *, is_negative: bool = False) -> str:
+    """Puts what calls a result into the prompt, the negative one with `is_negative`, or copies it where none is."""
+    if not has_prompt:
+        return button("Copy", copy=text, title=f"Copies {text}", style="primary")
+    box = "negative prompt" if is_negative else "prompt"
+    words = {"text": "", "negative": text} if is_negative else {"text": text, "negative": ""}
+    return button("Use in txt2img", prompt=words, title=f"Adds {text} to the {box}; {note}", style="primary")
+
+
+def said(saved: SavedResult) -> str:
+    """What the host said of a result, and what lies beside it."""
+    html = ""
+    if saved.published:
+        mark = "" if saved.is_usable else " ts-bad"
+        html = f'<p class="ts-said{mark}">{escape(saved.published)}</p>'
+    if saved.beside:
+        html += f'<p class="ts-note">with {escape(", ".join(map(file_name, saved.beside)))}</p>'
+    return html
+
+
+def file_name(path: str) -> str:
+    """The last part of a path of any system."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def sources_text(status: JobStatus) -> str:
+    """'from a.safetensors, b.safetensors' of a tool; ''."""
+    names = [file_name(path) for path in status.sources]
+    more = f" and {len(names) - MAX_SOURCES} more" if len(names) > MAX_SOURCES else ""
+    return f"from {', '.join(names[:MAX_SOURCES])}{more}" if names else ""
+
+
 def duration(seconds: float) -> str:
     """'under a minute', '12 min', '3 h 05 min'."""
     minutes = round(seconds / 60)
@@ -100,8 +154,8 @@ def moment(seconds: float) -> str:
 
 
 def method_word(kind: str) -> str:
-    """What users call a method."""
-    return METHOD_WORDS.get(kind, kind)
+    """What users call a method or a tool."""
+    return TOOLS[kind].title if kind in TOOLS else METHOD_WORDS.get(kind, kind)
 
 
 def preset_word(preset: str) -> str:

@@ -16,7 +16,7 @@ from ..jobs.store import RunFolder
 from ..preview.grid import picture_name
 from ..preview.record import read_prompts
 from .infotext import infotext, names_of_words, preview_prompt, prompt_text, use_note
-from .markup import attributes, button, job_button, part, picture_link, preview_url
+from .markup import attributes, button, job_button, part, picture_link, preview_url, said, use_button
 
 MAX_MOMENTS = 40  # keeps a fragment small; the others are in the run's folder
 SMALL_PX = 128
@@ -117,17 +117,10 @@ def results(status: JobStatus, pictures: RunPictures, has_prompt: bool) -> str:
 
 def _result(status: JobStatus, saved: SavedResult, pictures: RunPictures, has_prompt: bool) -> str:
     path = Path(saved.path)
-    said = ""
-    if saved.published:
-        mark = "" if saved.is_usable else " ts-bad"
-        said = f'<p class="ts-said{mark}">{escape(saved.published)}</p>'
-    if saved.beside:
-        names = ", ".join(Path(path).name for path in saved.beside)
-        said += f'<p class="ts-note">with {escape(names)}</p>'
     return (
         f'<li class="ts-result"><div class="ts-result-text">'
         f'<p><strong{attributes(title=str(path))}>{escape(path.name)}</strong> <span class="ts-note">step {saved.step}'
-        f"</span></p>{said}"
+        f"</span></p>{said(saved)}"
         f'<div class="ts-buttons">{_use(status, path, pictures, has_prompt)}{_keep(status, saved, path)}</div></div>'
         f'<div class="ts-result-pictures">{_drawn(saved, pictures, has_prompt)}</div></li>'
     )
@@ -137,12 +130,7 @@ def _use(status: JobStatus, path: Path, pictures: RunPictures, has_prompt: bool)
     names = names_of_words(pictures.config, path.stem) if pictures.config is not None else {}
     text = prompt_text(status.method, path.stem, names.get(status.trigger_word, status.trigger_word))
     is_negative = pictures.config is not None and pictures.config.is_negative
-    if has_prompt:
-        box = "negative prompt" if is_negative else "prompt"
-        tip = f"Adds {text} to the {box}; {use_note(status.method, path.name)}"
-        words = {"text": "", "negative": text} if is_negative else {"text": text, "negative": ""}
-        return button("Use in txt2img", prompt=words, title=tip, style="primary")
-    return button("Copy", copy=text, title=f"Copies {text}", style="primary")
+    return use_button(text, use_note(status.method, path.name), has_prompt, is_negative=is_negative)
 
 
 def _keep(status: JobStatus, saved: SavedResult, path: Path) -> str:

@@ -11,6 +11,8 @@ from PIL import Image
 
 from extensions_lib.config.codec import load
 from extensions_lib.config.job import TrainJobConfig
+from extensions_lib.config.tool import ToolConfig
+from extensions_lib.config.tools import JobConfig, load_any_tool
 from extensions_lib.errors import UnknownJobError
 from extensions_lib.events import Event, StepCompleted, TrainingStarted
 from extensions_lib.jobs.status import JobStatus, StatusFold
@@ -30,6 +32,12 @@ def job_config(name: str = "zbadge", kind: str = "lora", **changes: Any) -> Trai
         "training": {"max_train_steps": 1200},
     }
     return load({**table, **changes})
+
+
+def tool_config(name: str = "half", **changes: Any) -> ToolConfig:
+    """Settings of a merge."""
+    models = ["/models/a.safetensors", "C:\\models\\b.safetensors"]
+    return load_any_tool({"tool": "merge", "name": name, "models": models, "folder": "/models", **changes})
 
 
 def started(config: TrainJobConfig, first_step: int = 0) -> TrainingStarted:
@@ -60,7 +68,7 @@ class FakeManager:
         self.at_work: str | None = None
         self.known: dict[str, JobStatus] = {}
 
-    def add(self, config: TrainJobConfig, events: Sequence[Event] = (), state: str | None = None) -> JobStatus:
+    def add(self, config: JobConfig, events: Sequence[Event] = (), state: str | None = None) -> JobStatus:
         """A run made of `events`; `state` as the manager would tell it."""
         folder = create_run_folder(self.runs, config)
         fold = StatusFold(folder.job_id, config)
