@@ -259,6 +259,16 @@ window.trainStudio = window.trainStudio || (() => {
         else box.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
+    // The numbers of a block editor's sliders, as a list, into the text it is for; a shape sets them all.
+    function writeBlocks(editor, changed) {
+        if (changed.name === "target") return;
+        const sliders = [...editor.querySelectorAll("input[type=range]")];
+        if (changed.name === "shape") changed.value.split(",").forEach((number, index) => { sliders[index].value = number; });
+        for (const slider of sliders) slider.nextElementSibling.textContent = slider.value;
+        const target = editor.querySelector("[name=target]").value;
+        type(document.querySelector(`#${target} textarea, #${target} input`), sliders.map((slider) => slider.value).join(", "));
+    }
+
     // ---- the host -------------------------------------------------------------------------------------------------
 
     const click = (id) => document.getElementById(id)?.dispatchEvent(new Event("click"));
@@ -284,6 +294,10 @@ window.trainStudio = window.trainStudio || (() => {
         if (!button?.closest("#tab_train_studio, #train_studio_root")) return;
         const kind = Object.keys(CLICKS).find((name) => name in button.dataset);
         CLICKS[kind](button, button.dataset[kind]);
+    });
+    document.addEventListener("input", (event) => {
+        const editor = event.target.closest?.("#tab_train_studio [data-ts-blocks]");
+        if (editor) writeBlocks(editor, event.target);
     });
     document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
     refresh();

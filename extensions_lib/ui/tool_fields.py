@@ -66,6 +66,16 @@ class ToolField(Field):
         return "" if self.slot else super().info
 
 
+# Texts that may hold a number for each block, by the names of their settings.
+RATIOS = {"merge": ("alpha", "beta", "weight"), "bake": ("strength",)}
+
+
+def ratio_fields(kind: str) -> dict[str, str]:
+    """Labels and ids of the controls of a tool that may hold block weights, those of single files last."""
+    fields = sorted(tool_fields(kind), key=lambda field: field.slot)
+    return {field.label: field.elem_id for field in fields if field.setting.name in RATIOS.get(kind, ())}
+
+
 @lru_cache(maxsize=1)
 def shared_fields() -> tuple[ToolField, ...]:
     """The controls that all tools have."""

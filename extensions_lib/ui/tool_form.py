@@ -11,6 +11,7 @@ import gradio as gr
 
 from ..config.field import settings_of
 from ..config.tools import TOOLS
+from .block_editor import block_editor_html
 from .fields import Shown
 from .forms import FIELDS_PER_ROW, control_of
 from .layout import html_block
@@ -19,6 +20,7 @@ from .tool_fields import (
     ToolField,
     arrangement,
     names_folders,
+    ratio_fields,
     shared_fields,
     shown_tool,
     tool_fields,
@@ -32,6 +34,8 @@ from .wording import FOLDERS_TEXT
 NARROW = ("choice", "number", "switch", "rate")
 # The choice that decides which others there are stands first; what it means is above the list of files.
 LEADING = {"merge": "formula"}
+# Texts of several lines.
+LONG_TEXTS = ("metadata.description", "metadata.pairs")
 
 Choices = Callable[[str], Sequence[str]]
 
@@ -81,12 +85,15 @@ class ToolForm:
             self._add_all(kind, fields)
 
     def accordion(self, kind: str) -> None:
-        """The advanced settings of a tool, if it has any."""
+        """The advanced settings of a tool and sliders for the numbers of its blocks, if it has any."""
         fields = [field for field in tool_fields(kind) if field.setting.option.advanced]
-        if fields:
+        ratios = ratio_fields(kind)
+        if fields or ratios:
             head: dict[str, Any] = {"visible": kind == self._kind, "elem_id": f"train_studio_more_{kind}"}
             self.accordions[kind] = gr.Accordion("More", open=False, **head)
             with self.accordions[kind]:
+                if ratios:
+                    gr.HTML(block_editor_html(ratios))
                 self._add_all(kind, fields)
 
     def shared(self) -> None:
@@ -137,6 +144,8 @@ class ToolForm:
             common |= {"choices": self.choices_of(field), "allow_custom_value": not self._hide_paths}
         elif names_folders(field):
             common["info"] = FOLDERS_TEXT
+        elif field.key in LONG_TEXTS:
+            common |= {"lines": 2, "max_lines": 8}
         if field.slot:
             common |= {"scale": 3, "min_width": 240} if field.setting.option.file else {"scale": 1, "min_width": 110}
         self._components[field.key] = control_of(field, self._shown[field.key], common)

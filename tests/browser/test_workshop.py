@@ -120,3 +120,17 @@ def test_new_files_are_listed_after_refresh(workshop: Studio, server: Server):
     shutil.copyfile(practice_checkpoint(), loras / "people" / "new.safetensors")
     workshop.page.locator("#train_studio_refresh_files").click()
     workshop.choose("resize_network", "people/new.safetensors")
+
+
+def test_sliders_write_a_number_for_every_block(workshop: Studio):
+    workshop.unfold_for("merge.discard")
+    sliders = workshop.page.locator("#train_studio_more_merge details", has_text="26 blocks")
+    sliders.locator("summary").click()
+    sliders.get_by_label("Shape").select_option("Rising")
+    sliders.get_by_label("M00").fill("0.9")
+    sliders.get_by_label("Write into").select_option("Beta")
+    expect(workshop.setting("merge.beta")).to_have_value("")
+    numbers = [float(number) for number in workshop.setting("merge.alpha").input_value().split(",")]
+    assert (len(numbers), numbers[:2], numbers[13], numbers[-1]) == (26, [0.5, 0], 0.9, 1)
+    sliders.get_by_label("IN00").fill("0.1")
+    assert workshop.setting("merge.beta").input_value().startswith("0.5, 0.1, 0.04,")
