@@ -92,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     ask = command("ask", _ask, "Ask a run in another process to save, preview, pause, resume, stop or discard.")
     ask.add_argument("run", type=Path, help="the run's folder")
     ask.add_argument("request", choices=("save", "preview", "pause", "resume", "stop", "discard"))
-    inspect = command("inspect", _inspect, "Say what a file is, what it was trained on, and which keys it holds.")
-    inspect.add_argument("file", type=Path)
+    inspect = command("inspect", _inspect, "Say what a file is, what made it, and what is wrong with it.")
+    inspect.add_argument("file", type=Path, help="a model file, or a diffusers folder")
+    inspect.add_argument("--check", action="store_true", help="read all numbers: NaN, infinity, damaged positions")
     like = command("like", _like, "Write a job file with the settings that a result or another trainer's config has.")
     like.add_argument("file", type=Path, help="LoRA, embedding, job file, sd-scripts .toml or OneTrainer .json")
     like.add_argument("--num-pictures", type=int, help="how many you have, for settings that are counted in epochs")
@@ -155,7 +156,7 @@ def _ask(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from ..formats.inspect import describe_file
 
-    print(json.dumps(describe_file(options.file), indent=2, ensure_ascii=False))
+    print(json.dumps(describe_file(options.file, with_numbers=options.check), indent=2, ensure_ascii=False))
     return 0
 
 

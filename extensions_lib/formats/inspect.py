@@ -12,10 +12,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .checkpoint import tensors_of
+from .diffusers_folder import describe_folder
 from .embedding import read_embedding
 from .hashes import autov1, data_section_sha256, file_sha256
 from .lineage import lineage, lineage_lines
 from .network import LayerChange, read_network
+from .origin import made_by
+from .problems import header_problems, number_problems
 from .recognise import Header, Recognised, recognise
 from .safetensors_io import describe_tensor, read_header
 from .torch_file import read_torch_file
@@ -37,23 +40,25 @@ _TRAINED_ON = (
     "step",
     "modelspec.trigger_phrase",
 )
+# Files whose tensors are read by name; embeddings and hypernetworks have layouts of their own.
+_CHECKED_KINDS = ("checkpoint", "unet", "vae", "text_encoder", "lora", "controlnet", "unknown")
 
-
-# Factors whose first dimension is the rank.
+# Factors whose first axis is the rank.
 _RANK_FIRST = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b")
 
-# Tensors whose first axis is the rank.
-_INNER_FACTORS = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b", ".lokr_w2_b", ".lokr_w1_b")
 
-
-def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
-    """Facts about a model file as plain values (JSON-able); no tensor of a `.safetensors` checkpoint is read.
+def describe_file(path: Path, *, with_hashes: bool = True, with_numbers: bool = False) -> dict[str, object]:
+    """Facts about a model file as plain values (JSON-able); no tensor of a `.safetensors` checkpoint is read, unless
+    `with_numbers` asks for NaN to be looked for in all of them. A diffusers folder is described as well.
 
     Keys: 'file', 'size_bytes', 'kind' (checkpoint, unet, vae, text_encoder, lora, embedding, hypernetwork, controlnet,
     unknown), 'family', 'variant', 'num_tensors', 'dtypes', 'details', 'trained_on', 'lineage' (of a merged file: lines
-    of a tree), 'metadata', 'hashes' (whole-file reads: a 4 GB file takes some seconds). Raises FormatError for damaged
+    of a tree), 'made_by' (programs it bears marks of, the last first), 'problems' (texts, with what to do), 'metadata',
+    'hashes' (whole-file reads: a 4 GB file takes some seconds). Raises FormatError for damaged
     files, ModelError for missing ones.
     """
+    if path.is_dir():
+        return describe_folder(path)
     metadata: dict[str, str] = {}
     if path.suffix.lower() == ".safetensors":
         header, metadata = read_header(path)
@@ -63,6 +68,10 @@ def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
         found, details = _from_header(path, header, metadata)
     else:
         header, found, details = _from_pickle(path)
+    hashes = _hashes(path, found.kind, metadata) if with_hashes else {}
+    problems = header_problems(path, header, metadata, found, hashes.get("data_sha256", ""))
+    if with_numbers and header and found.kind in _CHECKED_KINDS:
+        problems += number_problems(path)
     return {
         "file": str(path),
         "size_bytes": path.stat().st_size,
@@ -74,8 +83,10 @@ def describe_file(path: Path, *, with_hashes: bool = True) -> dict[str, object]:
         "details": details,
         "trained_on": {key: metadata[key] for key in _TRAINED_ON if key in metadata},
         "lineage": lineage_lines(path.stem, tree) if (tree := lineage(metadata)) else [],
+        "made_by": made_by(header, metadata),
+        "problems": problems,
         "metadata": metadata,
-        "hashes": _hashes(path) if with_hashes else {},
+        "hashes": hashes,
     }
 
 
@@ -171,11 +182,16 @@ def _hypernetwork_details(content: Mapping[object, object]) -> dict[str, object]
     return {"widths": widths, **{fact: content[fact] for fact in facts if content.get(fact) is not None}}
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    """As model sites and the WebUI show them: AutoV1 8, AutoV2 10, AutoV3 12 of these digits."""
+def _hashes(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """As model sites and the WebUI show them: AutoV1 8, AutoV2 10, AutoV3 12 of these digits.
+
+    'in_webui' is what the WebUI calls the file by: of a LoRA it believes the header.
+    """
     whole = file_sha256(path)
     hashes = {"sha256": whole, "autov1": autov1(path), "autov2": whole[:10]}
     if path.suffix.lower() == ".safetensors":
         data = data_section_sha256(path)
         hashes |= {"autov3": data[:12], "data_sha256": data}
-    return hashes
+        if kind == "lora":
+            return hashes | {"in_webui": (metadata.get("sshs_model_hash") or data)[:12]}
+    return hashes | {"in_webui": whole[:12] if kind == "embedding" else whole[:10]}

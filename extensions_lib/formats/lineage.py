@@ -1,7 +1,7 @@
 """What a merged checkpoint was made from, as its metadata tells: a tree, from the WebUI's form of a merge recipe.
 
-The WebUI's own merger and ours write it: `sd_merge_recipe` names the models by hash, `sd_merge_models` says of every
-model, and of those it was itself merged from, its name and its recipe.
+The WebUI's own merger and ours write it, SuperMerger with other names inside: `sd_merge_recipe` names the models by
+hash, `sd_merge_models` says of every model, and of those it was itself merged from, its name and its recipe.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Any
 
 HOST_RECIPE = "sd_merge_recipe"
 HOST_MODELS = "sd_merge_models"
-_HASHES = ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash")
+# The WebUI's merger, then SuperMerger.
+_HASHES = (
+    "primary_model_hash", "secondary_model_hash", "tertiary_model_hash", "model_a", "model_b", "model_c"
+)  # fmt: skip
 _MAX_DEPTH = 8  # a damaged file may name itself among its own models
 
 
@@ -41,8 +44,8 @@ def _node(recipe: Mapping[str, Any], models: Mapping[str, Any], depth: int) -> d
     if not isinstance(hashes, list):
         hashes = [recipe[key] for key in _HASHES if recipe.get(key)]
     return {
-        "formula": str(recipe.get("interp_method", "unknown")),
-        "multiplier": recipe.get("multiplier"),
+        "formula": str(recipe.get("interp_method") or recipe.get("mode") or "unknown"),
+        "multiplier": recipe.get("multiplier", recipe.get("base_alpha")),
         "models": [_model(str(sha256), models, depth) for sha256 in hashes],
     }
 

@@ -10,11 +10,12 @@ from types import MappingProxyType
 from torch import Tensor
 
 from ..errors import MergeError
+from ..formats.passengers import AVERAGED
 from ..formats.recognise import Recognised, recognise
 from ..formats.safetensors_io import TensorInfo
 from ..formats.tensor_file import TensorFile
 from ..models.family import SD1, SD2, SDXL
-from ..models.ldm import AVERAGED_WEIGHTS, modern_names
+from ..models.ldm import modern_names
 from ..models.prediction import known_prediction_type
 from .blocks import BLOCK_MAPS
 
@@ -71,7 +72,7 @@ def read_model(path: Path) -> Model:
         infos, metadata = dict(file.infos), dict(file.metadata)
     renamed = modern_names({name: info.shape for name, info in infos.items()})
     modern = {old: new for new, old in renamed.items()}
-    averaged = {name: info for name, info in infos.items() if name.startswith(AVERAGED_WEIGHTS)}
+    averaged = {name: info for name, info in infos.items() if name.startswith(AVERAGED)}
     infos = {modern.get(name, name): info for name, info in infos.items() if name not in averaged}
     recognised = recognise(infos)
     is_checkpoint = recognised.kind in ("checkpoint", "unet") and INPUT_WEIGHT in infos

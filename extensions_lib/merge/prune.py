@@ -18,10 +18,10 @@ from ..control import JobControl
 from ..errors import MergeError
 from ..events import Warned
 from ..formats.metadata import HASH_KEYS
+from ..formats.passengers import AVERAGED, belongs_to_model
 from ..formats.safetensors_io import DTYPES, TensorInfo, in_file_order, num_bytes
 from ..formats.tensor_file import TensorFile
-from ..models.ldm import AVERAGED_WEIGHTS, POSITION_IDS
-from ..models.passengers import belongs_to_model
+from ..models.ldm import POSITION_IDS
 from ..models.sibling import sibling_path
 from .fit import POSITION_IDS as ANY_POSITIONS
 from .models import FAMILIES, PARTS, Model, few, part_of, read_model
@@ -164,7 +164,7 @@ def _left_out(model: Model, config: PruneConfig, used: set[str]) -> dict[str, di
 
 def _averaged_names(model: Model, kept: Iterable[str]) -> dict[str, str]:
     """The averaged tensor for each of the UNet's. LDM names it without the dots of the original."""
-    found = {name: AVERAGED_WEIGHTS + name.removeprefix("model.").replace(".", "") for name in kept}
+    found = {name: AVERAGED + name.removeprefix("model.").replace(".", "") for name in kept}
     found = {name: averaged for name, averaged in found.items() if name.startswith(_UNET)}
     missing = [
         name

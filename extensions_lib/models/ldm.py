@@ -20,10 +20,10 @@ from ..formats.keys import (
     vae_tensors_from_ldm,
     vae_tensors_to_ldm,
 )
+from ..formats.passengers import AVERAGED
 from .bundle import ModelBundle, StoredForm
 from .family import ModelFamily, TextEncoderKind
 
-AVERAGED_WEIGHTS = "model_ema."
 POSITION_IDS = "text_model.embeddings.position_ids"
 _LOGIT_SCALE = 4.6055  # of OpenCLIP's training; nothing reads it
 _TURBO, _TURBO_WIDTH = "conditioner.embedders.0.", 1024
@@ -58,7 +58,7 @@ def trained_checkpoint(bundle: ModelBundle, dtype: torch.dtype) -> dict[str, Ten
         for name, tensor in part_to_ldm(part, module, bundle.family).items():
             tensors[name] = tensor.to("cpu", stored.dtypes.get(name, tensor.dtype) if part == "vae" else dtype)
     for name, tensor in stored.extra.items():
-        if not name.startswith(AVERAGED_WEIGHTS):
+        if not name.startswith(AVERAGED):
             tensors[name] = tensor.to(torch.int64) if name.endswith(POSITION_IDS) else tensor
     return tensors
 

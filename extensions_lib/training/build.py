@@ -21,10 +21,10 @@ from ..data.latent_cache import CachedLatents, cache_latents
 from ..diffusion.timesteps import step_generator
 from ..errors import ConfigError, Problem
 from ..events import EventStream, PhaseProgress, Warned
+from ..formats.passengers import AVERAGED
 from ..methods.base import Trainable
 from ..methods.catalogue import make_method
 from ..models.bundle import ModelBundle
-from ..models.ldm import AVERAGED_WEIGHTS
 from ..models.load import load_bundle
 from ..models.predict import predict
 from ..models.text import Conditioning
@@ -121,7 +121,7 @@ def load_model(config: TrainJobConfig, device: torch.device, precision: Precisio
 
 def _drop_averaged_weights(bundle: ModelBundle) -> None:
     """No training needs them, and they may be gigabytes."""
-    for name in [name for name in bundle.stored.extra if name.startswith(AVERAGED_WEIGHTS)]:
+    for name in [name for name in bundle.stored.extra if name.startswith(AVERAGED)]:
         del bundle.stored.extra[name]
 
 

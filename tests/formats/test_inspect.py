@@ -191,10 +191,15 @@ def test_describe_a_lora(tmp_path: Path) -> None:
         },
         "trained_on": {"ss_sd_model_name": "base", "ss_steps": "12"},
         "lineage": [],
+        "made_by": [],
+        "problems": [],
         "metadata": metadata,
     }
     assert hashes["data_sha256"] == data_hash(tensors)
-    assert hashes["autov3"] == hashes["data_sha256"][:12] and hashes["autov2"] == hashes["sha256"][:10]
+    assert (
+        hashes["in_webui"] == hashes["autov3"] == hashes["data_sha256"][:12]
+        and hashes["autov2"] == hashes["sha256"][:10]
+    )
     assert describe_file(path, with_hashes=False)["hashes"] == {}
 
 
@@ -244,6 +249,24 @@ def test_describe_pickled_files(tmp_path: Path) -> None:
     assert describe_file(tmp_path / "v.ckpt")["kind"] == "vae"
     torch.save(network_tensors(small_layers(), torch.float16), tmp_path / "l.pt")
     assert describe_file(tmp_path / "l.pt")["details"]["ranks"] == [2, 4]
+
+
+def test_a_hash_that_the_webui_would_show_and_is_wrong(tmp_path: Path) -> None:
+    metadata = {"ss_v2": "False", "sshs_model_hash": "0123456789abcdef"}
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(small_layers(), torch.float16), metadata)
+    facts = describe_file(path)
+    assert facts["hashes"]["in_webui"] == "0123456789ab"
+    assert [text[:59] for text in facts["problems"]] == ["sshs_model_hash, which the WebUI shows, is 0123456789ab...,"]
+    assert describe_file(path, with_hashes=False)["problems"] == []
+
+
+def test_numbers_are_looked_at_when_asked(tmp_path: Path) -> None:
+    layers = small_layers()
+    layers["lora_te_x"]["lora_up.weight"][0, :2] = float("nan")
+    path = write_atomic(tmp_path / "a.safetensors", network_tensors(layers, torch.float16), {"ss_v2": "False"})
+    assert describe_file(path)["problems"] == []
+    found = describe_file(path, with_numbers=True)["problems"]
+    assert found == ["lora_te_x.lora_up.weight: 2 of 20 numbers are NaN or infinite."]
 
 
 def test_every_description_is_json(tmp_path: Path) -> None:

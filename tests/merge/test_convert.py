@@ -27,6 +27,7 @@ from extensions_lib.errors import (
 )
 from extensions_lib.events import Warned
 from extensions_lib.formats import atomic
+from extensions_lib.formats.inspect import describe_file
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 from extensions_lib.formats.torch_file import read_torch_file
 from extensions_lib.merge import convert as converting
@@ -289,3 +290,15 @@ def test_a_full_disk_leaves_what_was_there(base: Path, to: str, monkeypatch: pyt
         convert(base, to, overwrite=True)
     assert made.exists()
     assert before == {path: path.read_bytes() for path in sorted((base.parent / "out").rglob("*")) if path.is_file()}
+
+
+def test_inspect_knows_a_folder(base: Path) -> None:
+    facts = describe_file(convert(base, "diffusers").path)
+    assert (facts["kind"], facts["variant"], facts["details"]["pipeline"]) == (
+        "checkpoint",
+        "",
+        "StableDiffusionPipeline",
+    )
+    assert facts["details"]["parts"] == ["text_encoder", "unet", "vae"] and facts["made_by"][0].startswith("diffusers ")
+    with pytest.raises(FormatError, match="is no diffusers model"):
+        describe_file(base.parent)

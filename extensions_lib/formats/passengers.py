@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import re
 
-from ..formats.keys import PREFIXES
-from .prediction import ALPHAS, V_PRED, ZTSNR
+from .keys import PREFIXES
 
 _PARTS = (PREFIXES["unet"], PREFIXES["vae"], "cond_stage_model.", "conditioner.")
 # Networks of variants (depth, unCLIP), and SDXL's own table of noise.
 _FURTHER_PARTS = ("depth_model.", "embedder.", "noise_augmentor.", "denoiser.")
-_MARKERS = (V_PRED, ZTSNR, "global_step")  # diffusers tells SD 2's kinds by the last
+_MARKERS = ("v_pred", "ztsnr", "global_step")  # diffusers tells SD 2's kinds by the last
 _SCHEDULE = re.compile(
-    rf"^(betas|logvar|scale_factor|lvlb_weights|{ALPHAS}(_prev)?|(sqrt|log)_\w*alphas_cumprod|sqrt_recipm1_{ALPHAS}|"
+    r"^(betas|logvar|scale_factor|lvlb_weights|alphas_cumprod(_prev)?|(sqrt|log)_\w*alphas_cumprod|"
     r"posterior_\w+|edm_\w+(\.\w+)?)$"
 )
 # The judge that a VAE was trained with.
 _LOSS = PREFIXES["vae"] + "loss."
+# Averages of the weights that a training kept beside them.
+AVERAGED = "model_ema."
 
 
 def belongs_to_model(name: str) -> bool:
     """Whether a tensor is a weight, a noise schedule or a marker, not something that only a training needs.
 
-    Averaged weights (`model_ema.`) do not belong to it.
+    Averaged weights do not belong to it.
     """
     if name.startswith(_LOSS):
         return False
