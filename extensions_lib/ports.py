@@ -102,6 +102,11 @@ class HostFolders:
         return self.work / "runs"
 
     @property
+    def grids(self) -> Path:
+        """The sheets of pictures."""
+        return self.work / "grids"
+
+    @property
     def presets(self) -> Path:
         """The user's own presets."""
         return self.work / "presets"

@@ -51,10 +51,11 @@ def add_tool_commands(command: AddCommand) -> None:
 
 def _run(kind: str, options: argparse.Namespace) -> int:
     config = load_tool(kind, _table(TOOLS[kind], options))
-    from ..merge.tools import run_tool
+    from ..ports import ALONE
+    from ..training.tools import run_tool
 
     with interruptible(STOPPING) as control, closing(ConsoleDisplay(sys.stdout)) as display:
-        result = run_tool(config, control, EventStream(kind, (display,)).emit)
+        result = run_tool(config, control, EventStream(kind, (display,)), ALONE)
     _say(result)
     return 0 if result.is_as_asked else EXIT_DIFFERENT
 

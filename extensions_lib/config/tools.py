@@ -10,6 +10,7 @@ from ..errors import ConfigError, Problem
 from .codec import dump, load, load_settings
 from .field import Setting, settings_of
 from .files import ConvertConfig, MetadataConfig, PruneConfig
+from .grid import GridConfig
 from .job import TrainJobConfig
 from .merge import MergeConfig
 from .networks import BakeConfig, ExtractConfig, ResizeConfig
@@ -25,7 +26,7 @@ class Tool:
 
     `title` and `help` are for users. `makes` is the kind of its result, one of `config.artefacts.ARTEFACTS`; '' where
     that depends on what it is given. `values_from`: in its list of files, the first that may have a value of its own
-    (a weight, a strength).
+    (a weight, a strength). `draws`: it makes pictures instead, on the device that the host draws with.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Tool:
     settings: type[ToolConfig]
     makes: str
     values_from: int = 0
+    draws: bool = False
 
     @property
     def files(self) -> Setting | None:
@@ -48,6 +50,7 @@ TOOLS: dict[str, Tool] = {
     "prune": Tool("Prune, cast and repair", "Make a checkpoint smaller, and repair it.", PruneConfig, "checkpoint"),
     "convert": Tool("Convert a checkpoint", "Write a checkpoint as another kind of file.", ConvertConfig, "checkpoint"),
     "metadata": Tool("Edit metadata", "Change what a file says of itself, for others to see.", MetadataConfig, ""),
+    "grid": Tool("Compare merges in a grid", "Draw merges that differ in a setting.", GridConfig, "", 1, draws=True),
     "rebuild": Tool("Rebuild from a recipe", "Make a file again from its recipe and its models.", RebuildConfig, ""),
 }
 

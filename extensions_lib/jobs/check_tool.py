@@ -37,7 +37,8 @@ class ToolReport:
 
 def check_tool(config: ToolConfig, host: Host) -> ToolReport:
     """Look at the files as far as their headers go. What would stop the start is reported, never raised."""
-    from ..merge.tools import Outlook, foresee
+    from ..merge.tools import Outlook
+    from ..training.tools import foresee
 
     findings = Findings()
     outlook = findings.attempt("", lambda: foresee(config)) or Outlook()

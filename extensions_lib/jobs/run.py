@@ -37,7 +37,7 @@ class Outcome:
 def check_new(config: JobConfig) -> None:
     """What can be told of a new run without loading anything. Raises ExtensionError."""
     if isinstance(config, ToolConfig):
-        from ..merge.tools import foresee
+        from ..training.tools import foresee
 
         foresee(config)
         return

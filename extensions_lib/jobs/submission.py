@@ -56,6 +56,8 @@ def prepare_tool(table: Mapping[str, Any], host: Host) -> ToolConfig:
 
 def own_folder(config: ToolConfig, host: Host) -> Path:
     """Where the host looks for what a tool makes; beside the file it is made from when that is of no kind it knows."""
+    if TOOLS[kind_of(config)].draws:
+        return host.folders().grids
     kind, results = TOOLS[kind_of(config)].makes, host.folders().results
     sources = source_files(config)
     if not kind and sources:

@@ -1,4 +1,4 @@
-"""A tool as a job: it works on the processor, so the host computes on meanwhile."""
+"""A tool as a job: one that makes files works on the processor, so the host computes on meanwhile."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..config.artefacts import ARTEFACTS
+from ..config.preview import PreviewPrompt
 from ..config.tool import ToolConfig
+from ..config.tools import TOOLS, kind_of
 from ..control import JobControl
-from ..events import CheckpointSaved, EventStream, JobFinished, PauseChanged, PhaseProgress, Warned
+from ..events import CheckpointSaved, EventStream, JobFinished, PauseChanged, PhaseProgress, PreviewReady, Warned
 from ..ports import Surroundings, publish_and_tell
+from .store import RunFolder
 
 
 def do_tool(
@@ -21,13 +24,13 @@ def do_tool(
     Raises JobStopped when asked to stop, and other ExtensionErrors; nothing is written then. Once the file is written
     the job is done: a stop comes too late.
     """
-    from ..merge.tools import run_tool
     from ..training.results import claim_result
+    from ..training.tools import run_tool
 
     events.emit(PhaseProgress(phase="read the files", done=0, total=1))
     with _pauses_told(control, events):
         control.boundary()
-        result = run_tool(config, control, events.emit, hash_of=surroundings.known_sha256)
+        result = run_tool(config, control, events, surroundings)
     for path in (result.path, *result.beside):
         claim_result(run_folder, path, overwrite=True)
     events.emit(
@@ -42,10 +45,25 @@ def do_tool(
     )
     if not result.is_as_asked:
         events.emit(Warned(text=result.text))
+    if TOOLS[kind_of(config)].draws:
+        _show(result.path, run_folder, events)
     if result.kind in ARTEFACTS:
         publish_and_tell(surroundings, events.emit, 0, result.path, result.kind, result.num_modules)
     events.emit(JobFinished(reason="completed", step=0, path=str(result.path)))
     return result.path
+
+
+def _show(sheet: Path, run_folder: Path, events: EventStream) -> None:
+    """A sheet of pictures as the run's preview: the page and the API show it there."""
+    from ..formats.atomic import write_bytes_atomic
+    from ..preview.grid import picture_name
+    from ..preview.record import write_prompts
+
+    previews = RunFolder(run_folder).previews
+    previews.mkdir(parents=True, exist_ok=True)
+    write_prompts(previews, (PreviewPrompt(prompt=sheet.stem),))
+    path = write_bytes_atomic(previews / picture_name(0, 0), sheet.read_bytes(), overwrite=True)
+    events.emit(PreviewReady(step=0, path=str(path), grid_path=str(path)))
 
 
 @contextmanager

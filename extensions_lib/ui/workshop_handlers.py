@@ -104,7 +104,7 @@ class WorkshopHandlers:
 
     def check(self, kind: str, *values: Shown) -> str:
         """Look at the files without making anything; the message as HTML."""
-        from ..merge.tools import foresee
+        from ..training.tools import foresee
 
         shown = self._named(values)
         try:

@@ -7,10 +7,12 @@ from extensions_lib.config.field import settings_of
 from extensions_lib.config.tools import TOOLS, dump_tool, kind_of, load_any_tool, load_tool
 from extensions_lib.errors import ConfigError
 from extensions_lib.merge.tools import RUNNERS
+from extensions_lib.training.tools import DRAWERS
 
 
 def test_every_tool_has_a_runner_and_makes_a_known_kind():
-    assert RUNNERS.keys() == TOOLS.keys()
+    assert {*RUNNERS, *DRAWERS} == TOOLS.keys()
+    assert {kind for kind, tool in TOOLS.items() if tool.draws} == DRAWERS.keys()
     assert all(tool.makes in ("", *ARTEFACTS) for tool in TOOLS.values())
 
 
