@@ -89,6 +89,7 @@ class ConsoleDisplay:
         self._pace = Pace(first_step=0, last_step=0, now=clock())
         self._progress_text = ""
         self._phase = ""
+        self._has_steps = False
         self._shown_at = float("-inf")
         self._shown_fraction = 0.0
         self._shows: dict[type[Event], Callable[..., None]] = {
@@ -145,6 +146,7 @@ class ConsoleDisplay:
     def _show_started(self, event: TrainingStarted) -> None:
         self._start_progress()
         self._phase = ""
+        self._has_steps = True
         self._pace = Pace(first_step=event.first_step, last_step=event.max_train_steps, now=self._clock())
         self._shown_at = self._clock()
         self._shown_fraction = event.first_step / max(event.max_train_steps, 1)
@@ -171,13 +173,15 @@ class ConsoleDisplay:
 
     def _show_pause(self, event: PauseChanged) -> None:
         self._pace.set_paused(event.paused, self._clock())
-        self._say(f"paused at step {event.step}" if event.paused else f"going on from step {event.step}")
+        at, origin = (f" at step {event.step}", f" from step {event.step}") if self._has_steps else ("", "")
+        self._say(f"paused{at}" if event.paused else f"going on{origin}")
 
     def _show_finished(self, event: JobFinished) -> None:
         self.close()
         result = f"; result: {event.path}" if event.path else "; no result was written"
         elapsed = duration(self._pace.elapsed_seconds(self._clock()))
-        self._say(f"{event.reason} at step {event.step} in {elapsed}{result}")
+        at = f" at step {event.step}" if self._has_steps else ""
+        self._say(f"{event.reason}{at} in {elapsed}{result}")
 
     def _show_failed(self, event: JobFailed) -> None:
         self.close()
@@ -188,7 +192,9 @@ def message(event: Event) -> str:
     """The line for an event that is not progress."""
     if isinstance(event, CheckpointSaved):
         fits = f" (fits {event.num_modules} modules)" if event.num_modules else ""
-        return f"step {event.step}: saved {event.path}{fits}"
+        text = f"\n{event.text}" if event.text else ""
+        at = "" if event.kind else f"step {event.step}: "
+        return f"{at}saved {event.path}{fits}{text}"
     if isinstance(event, PreviewReady):
         return f"step {event.step}: preview {event.path}"
     if isinstance(event, ValidationMeasured):

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "Train from a job file (.toml or .json).")
     train.add_argument("job", type=Path)
-    resume = command("resume", _resume, "Go on with a run that was stopped, or that crashed.")
+    resume = command("resume", _resume, "Go on with a run that was stopped, or that crashed; a tool begins again.")
     resume.add_argument("run", type=Path, help="the run's folder")
     resume.add_argument("--max-train-steps", type=int, help="extend the run to this many steps")
     preview = command("preview", _preview, "Draw pictures with a run's newest state.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -28,12 +29,13 @@ def write_file_atomic(
 ) -> Path:
     """Let `write` fill a temporary file beside `path`, let `check` look at it, and give it its name only then.
 
-    The temporary name is '<name>.tmp-<process>-<thread>', an ending no WebUI lists; it never stays behind. On failure
-    an existing `path` keeps its bytes. Raises OutputError when `path` exists (unless `overwrite`), or the folder is
-    missing or cannot be written; DiskFullError when there is no room; what `check` raises. Returns `path`.
+    The temporary name is '<name>.tmp-<process>-<thread>', an ending no WebUI lists; it stays behind only when the
+    process is killed. On failure an existing `path` keeps its bytes. Raises OutputError when `path` exists (unless
+    `overwrite`), or the folder is missing or cannot be written; DiskFullError when there is no room; what `check`
+    raises. Returns `path`.
     """
     _refuse_taken_name(path, overwrite)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    temporary = _temporary(path)
     try:
         _write_through(temporary, write)
         if check is not None:
@@ -73,7 +75,7 @@ def write_folder_atomic(
     if os.path.lexists(path) and not (overwrite and path.is_dir() and may_replace(path)):
         hint = _RENAME_HINT if not overwrite else "It is no folder of this kind; choose another name."
         raise OutputError(f"{path} already exists and was not touched.", hint)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    temporary = _temporary(path)
     old = temporary.with_name(f"{temporary.name}-old")
     try:
         temporary.mkdir()
@@ -88,6 +90,40 @@ def write_folder_atomic(
             shutil.rmtree(leftover, ignore_errors=True)
     _sync_folder(path.parent)
     return path
+
+
+def remove_leftovers(folder: Path, name: str) -> list[Path]:
+    """Delete what a process that was killed left of `name` with any ending in `folder`; returns what is gone.
+
+    Temporary files of processes that live stay.
+    """
+    wanted = re.compile(re.escape(name) + r"(\.\w+)?\.tmp-(\d+)-\d+")
+    found = [(path, match) for path in folder.glob("*.tmp-*") if (match := wanted.fullmatch(path.name))]
+    dead = [path for path, match in found if not _is_at_work(int(match[2]))]
+    for path in dead:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return [path for path in dead if not os.path.lexists(path)]
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether another process of this number lives. Windows lets nobody delete its files, so it need not be asked."""
+    if process == os.getpid() or os.name == "nt":
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
 
 
 def _rename_or_restore(temporary: Path, path: Path, old: Path) -> None:

@@ -15,6 +15,7 @@ from ..config.tools import JobConfig
 from ..control import JobControl
 from ..errors import ConfigError, ExtensionError, JobStateError, JobStopped, Problem, TrainingError, is_out_of_memory
 from ..events import EventStream, JobFailed, JobFinished, Listener
+from ..formats.atomic import remove_leftovers
 from ..ports import ALONE, Surroundings
 from .lock import run_lock
 from .sinks import JsonlSink
@@ -150,6 +151,8 @@ def _do_tool(
 ) -> Outcome:
     from .tool_job import do_tool
 
+    if next(folder.events(), None) is not None:  # it was begun before: its own file may lie there half written
+        remove_leftovers(Path(config.folder), config.name)
     path = do_tool(config, folder.path, control, events, surroundings)
     return Outcome("completed", 0, path, folder.path)
 

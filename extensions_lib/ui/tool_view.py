@@ -42,7 +42,8 @@ def _progress(status: JobStatus) -> str:
     if status.state == "queued":
         return '<p class="ts-note">It starts by itself when the jobs before it have ended.</p>'
     if not status.is_active:
-        return "" if status.results else '<p class="ts-note">Nothing was written.</p>'
+        text = "The file is not there any more." if status.state == "completed" else "Nothing was written."
+        return "" if status.results else f'<p class="ts-note">{text}</p>'
     text = (status.phase or "getting ready").capitalize()
     known = status.phase_total > 0
     count = f": {status.phase_done} of {status.phase_total}" if known else ""

@@ -164,6 +164,20 @@ def test_the_end_leaves_the_progress_on_the_screen(terminal: Session) -> None:
     assert terminal.show(discarded) == "discarded at step 3 in 3:22; no result was written\n"
 
 
+def test_a_tool_has_no_steps(log: Session) -> None:
+    events = [
+        PhaseProgress(phase="resize", done=3, total=3),
+        PauseChanged(paused=True, step=0),
+        PauseChanged(paused=False, step=0),
+        CheckpointSaved(step=0, path="small.safetensors", num_modules=3, kind="lora", text="3 layers of rank 4."),
+        JobFinished(reason="completed", step=0, path="small.safetensors"),
+    ]
+    assert "".join(log.show(event) for event in events) == (
+        "resize 3/3\npaused\ngoing on\nsaved small.safetensors (fits 3 modules)\n3 layers of rank 4.\n"
+        "completed in 0:00; result: small.safetensors\n"
+    )
+
+
 def test_close_ends_an_open_line_once(terminal: Session) -> None:
     terminal.show(started())
     terminal.show(step(1), seconds=1)

@@ -13,8 +13,10 @@ from extensions_lib.cli.flags import add_setting_flags, given_settings
 from extensions_lib.cli.main import main
 from extensions_lib.config.field import settings_of
 from extensions_lib.config.merge import MergeConfig
+from extensions_lib.config.tools import load_any_tool
 from extensions_lib.formats.network import network_tensors
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
+from extensions_lib.jobs.store import create_run_folder
 
 from ..model_families import FamilyModels
 
@@ -146,3 +148,16 @@ def test_resize(tmp_path: Path, network: Path, capsys: pytest.CaptureFixture[str
     assert "1 layers of rank 1" in capsys.readouterr().out and (tmp_path / "small.safetensors").is_file()
     assert main([*command, "--criterion", "ratio"]) == 2
     assert "threshold: is 0; for ratio it must be 1 or more" in capsys.readouterr().err
+
+
+def test_a_run_of_a_tool_begins_again(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"tool": "merge", "name": "mixed", "models": models[:2], "folder": str(tmp_path / "out")}
+    folder = create_run_folder(tmp_path / "runs", load_any_tool(settings))
+    assert main(["resume", str(folder.path)]) == 0
+    assert "completed in " in capsys.readouterr().out
+    assert (tmp_path / "out" / "mixed.safetensors").exists()
+    assert main(["resume", str(folder.path)]) != 0
+    assert "The job mixed is finished." in capsys.readouterr().err
+    assert main(["resume", str(folder.path), "--max-train-steps", "3"]) == 2
+    assert main(["preview", str(folder.path), "--output", str(tmp_path / "x.png")]) != 0
+    assert "is the run of 'merge', no training." in capsys.readouterr().err

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from extensions_lib.errors import DiskFullError, ExtensionError, OutputError
-from extensions_lib.formats.atomic import write_bytes_atomic, write_file_atomic, write_folder_atomic
+from extensions_lib.formats.atomic import remove_leftovers, write_bytes_atomic, write_file_atomic, write_folder_atomic
 
 NEW = b"new bytes"
 OLD = b"old bytes"
@@ -241,3 +243,23 @@ def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path: Path, mo
     with pytest.raises(OutputError, match="read-only, or in use"):
         write_folder_atomic(path, write, overwrite=True, may_replace=lambda folder: True)
     assert sorted(each.name for each in path.iterdir()) == ["new", "old"] and os.listdir(tmp_path) == ["model"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as ended:
+        pass
+    dead, own, living = ended.pid, os.getpid(), os.getppid()
+    gone = [f"cat.safetensors.tmp-{dead}-1", f"cat.ckpt.tmp-{own}-22"]
+    stay = [
+        "cat.safetensors", f"cat.safetensors.tmp-{living}-1", f"cats.safetensors.tmp-{dead}-1", "cat.tmp-x-1",
+        f"my cat.safetensors.tmp-{dead}-1", f"cat.v2.safetensors.tmp-{dead}-1", f"cat.tmp-{dead}-1-old",
+    ]  # fmt: skip
+    for name in (*gone, *stay):
+        (tmp_path / name).write_bytes(b"x")
+    folder = tmp_path / f"cat.tmp-{dead}-2"
+    folder.mkdir()
+    (folder / "unet").write_bytes(b"x")
+    removed = {path.name for path in remove_leftovers(tmp_path, "cat")}
+    assert removed == {*gone, folder.name}
+    assert {path.name for path in tmp_path.iterdir()} == set(stay)
+    assert remove_leftovers(tmp_path / "none", "cat") == []

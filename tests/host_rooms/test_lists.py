@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from extensions_lib.errors import HostError
+from extensions_lib.events import Event, ResultPublished, Warned
 from extensions_lib.host.a1111 import WebuiHost
 from extensions_lib.host.results import publish
-from extensions_lib.ports import Published
+from extensions_lib.ports import Published, publish_and_tell
 
 from .webui import Webui
 
@@ -192,3 +194,33 @@ def test_statement_36_methods_without_effect_are_named_with_the_reason(
     monkeypatch.setattr(host, "name", name)
     reason = f"{name} never applies hypernetworks; AUTOMATIC1111's WebUI does."
     assert host.unusable_methods() == ({} if is_offered else {"hypernetwork": reason})
+
+
+def test_the_hosts_hash_of_a_checkpoint_is_believed_while_the_file_is_as_it_was(
+    webui: Webui, checkpoint: Path, tmp_path: Path
+) -> None:
+    kept: dict[str, Any] = {}
+    webui.module("modules.hashes", cache=lambda name: kept if name == "hashes" else None)
+    webui.list_checkpoint(checkpoint)
+    host = WebuiHost()
+    assert host.known_sha256(checkpoint) is None
+    kept["checkpoint/cat.safetensors"] = {"sha256": "ab" * 32, "mtime": checkpoint.stat().st_mtime}
+    assert host.known_sha256(checkpoint) == "ab" * 32
+    os.utime(checkpoint, (1, 1))  # the host itself would still believe it
+    assert host.known_sha256(checkpoint) is None
+    assert host.known_sha256(tmp_path / "unlisted.safetensors") is None
+
+
+def test_a_tool_publishes_without_holding_the_host(webui: Webui, checkpoint: Path) -> None:
+    """A merge does not take the lock; for the answer it takes it as long as that takes."""
+    host = WebuiHost()
+    webui.sd_models.list_models = lambda: (held.append(webui.lock._lock.locked()), webui.list_checkpoint(checkpoint))
+    held: list[bool] = []
+    told: list[Event] = []
+    publish_and_tell(host, told.append, 0, checkpoint, "checkpoint", 0)
+    assert held == [True] and not webui.lock._lock.locked()
+    assert isinstance(told[0], ResultPublished) and told[0].is_usable
+    webui.sd_models.checkpoints_list.clear()
+    webui.sd_models.list_models = lambda: None
+    publish_and_tell(host, told.append, 0, checkpoint, "checkpoint", 0)
+    assert isinstance(told[1], Warned) and "cat.safetensors is saved, but the WebUI was not told" in told[1].text

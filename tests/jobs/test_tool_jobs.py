@@ -317,9 +317,11 @@ def test_after_a_crash_it_is_interrupted_and_starts_again(
     status = JobManager(recording_host).status("mixed")
     assert (status.state, status.results) == ("interrupted", ())
     assert not (tmp_path / "out" / "mixed.safetensors").exists()
+    (half,) = files_in(tmp_path / "out")
+    assert half.startswith(f"mixed.safetensors.tmp-{process.pid}-")
     manager.continue_run("mixed")
     assert finished(manager, "mixed").state == "completed"
-    assert (tmp_path / "out" / "mixed.safetensors").exists()
+    assert files_in(tmp_path / "out") == ["mixed.safetensors"]
 
 
 def test_from_the_command_line_a_run_starts_again(merge_table: MakeTable, tmp_path: Path) -> None:
