@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -66,8 +66,9 @@ class ToolField(Field):
         return "" if self.slot else super().info
 
 
+FORMULA_TITLES = {name: formula.title for name, formula in FORMULAS.items()}
 # Texts that may hold a number for each block, by the names of their settings.
-RATIOS = {"merge": ("alpha", "beta", "weight"), "bake": ("strength",)}
+RATIOS = {"merge": ("alpha", "beta", "weight"), "grid": ("alpha", "beta", "weight"), "bake": ("strength",)}
 
 
 def ratio_fields(kind: str) -> dict[str, str]:
@@ -116,13 +117,38 @@ def names_folders(field: ToolField) -> bool:
 
 def words_of_choices(field: ToolField) -> dict[str, str]:
     """What the choices of a field are called on the page."""
-    known = {name: formula.title for name, formula in FORMULAS.items()} if field.key == "merge.formula" else {}
-    return {value: known.get(value, value) for value in field.setting.option.choices}
+    known = FORMULA_TITLES if is_merge_formula(field.setting) else {}
+    return {value: known.get(value, value) or NONE for value in field.setting.option.choices}
+
+
+def is_merge_formula(setting: Setting) -> bool:
+    """Whether it is the choice of how checkpoints are combined, which stands first in a form."""
+    return setting.option.choices == tuple(FORMULAS)
 
 
 def arrangement(kind: str, shown: Mapping[str, Shown]) -> Arrangement:
     """What a tool reads with what its controls show."""
-    return ARRANGED[kind](shown) if kind in ARRANGED else Arrangement()
+    values = {field.setting.name: shown[field.key] for field in tool_fields(kind) if not field.slot}
+    title = values.get("formula")
+    if title in FORMULA_TITLES.values():
+        name = next(name for name, words in FORMULA_TITLES.items() if words == title)
+        return _of_formula(kind, name, shown)
+    unread = {"threshold"} if values.get("criterion") == "rank" else set()
+    if title == "concat":
+        unread = {"rank", "criterion", "threshold"}
+    return Arrangement(frozenset(unread))
+
+
+def _of_formula(kind: str, name: str, shown: Mapping[str, Shown]) -> Arrangement:
+    formula = FORMULAS[name]
+    read = set(formula.settings)
+    if {"alpha", "weight"} <= read and formula.inputs == "weights":  # a ratio of two models, weights of more
+        has_weights = any(shown[f"{kind}.models_{letter}_weight"] for letter in SLOTS[1:])
+        read.discard("alpha" if has_weights or _num_filled(kind, shown) > 2 else "weight")
+    if "formula" in (shown.get(f"{kind}.x"), shown.get(f"{kind}.y")):  # a sheet with several
+        return Arrangement(text=formula.help)
+    unread = {setting for each in FORMULAS.values() for setting in each.settings} - read
+    return Arrangement(frozenset(unread), formula.max_models or len(SLOTS), formula.help)
 
 
 def visible_keys(kind: str, shown: Mapping[str, Shown]) -> frozenset[str]:
@@ -136,36 +162,12 @@ def visible_keys(kind: str, shown: Mapping[str, Shown]) -> frozenset[str]:
     )
 
 
-def _merge(shown: Mapping[str, Shown]) -> Arrangement:
-    formula = next((f for f in FORMULAS.values() if f.title == shown["merge.formula"]), FORMULAS["weighted_sum"])
-    read = set(formula.settings)
-    if {"alpha", "weight"} <= read and formula.inputs == "weights":  # a ratio of two models, weights of more
-        has_weights = any(shown[f"merge.models_{letter}_weight"] for letter in SLOTS[1:])
-        read.discard("alpha" if has_weights or _num_filled("merge", shown) > 2 else "weight")
-    unread = {name for each in FORMULAS.values() for name in each.settings} - read
-    return Arrangement(frozenset(unread), formula.max_models or len(SLOTS), formula.help)
-
-
-def _low_rank(kind: str) -> Callable[[Mapping[str, Shown]], Arrangement]:
-    def arrange(shown: Mapping[str, Shown]) -> Arrangement:
-        return Arrangement(frozenset({"threshold"} if shown[f"{kind}.criterion"] == "rank" else ()))
-
-    return arrange
-
-
-ARRANGED: dict[str, Callable[[Mapping[str, Shown]], Arrangement]] = {
-    "merge": _merge,
-    "extract": _low_rank("extract"),
-    "resize": _low_rank("resize"),
-}
-
-
 def arranging_keys(kind: str) -> tuple[str, ...]:
     """The controls after whose change others may appear or go."""
     fields = tool_fields(kind)
     slots = [field.key for field in fields if field.slot and field.setting.option.file]
-    choices = [field.key for field in fields if field.setting.option.choices and not field.setting.option.advanced]
-    return (*slots, *(choices if kind in ARRANGED else ()))
+    choices = [field.key for field in fields if field.setting.name in ("formula", "criterion", "x", "y")]
+    return (*slots, *choices)
 
 
 def _num_filled(kind: str, shown: Mapping[str, Shown]) -> int:

@@ -19,6 +19,7 @@ from .tool_fields import (
     NONE,
     ToolField,
     arrangement,
+    is_merge_formula,
     names_folders,
     ratio_fields,
     shared_fields,
@@ -32,10 +33,8 @@ from .wording import FOLDERS_TEXT
 
 # Narrow enough to stand beside another.
 NARROW = ("choice", "number", "switch", "rate")
-# The choice that decides which others there are stands first; what it means is above the list of files.
-LEADING = {"merge": "formula"}
 # Texts of several lines.
-LONG_TEXTS = ("metadata.description", "metadata.pairs")
+LONG_TEXTS = ("metadata.description", "metadata.pairs", "grid.x_values", "grid.y_values", "grid.prompts")
 
 Choices = Callable[[str], Sequence[str]]
 
@@ -78,7 +77,7 @@ class ToolForm:
     def column(self, kind: str) -> None:
         """What most users of a tool need, its leading choice first."""
         fields = [field for field in tool_fields(kind) if not field.setting.option.advanced]
-        fields.sort(key=lambda field: field.setting.name != LEADING.get(kind))
+        fields.sort(key=lambda field: not is_merge_formula(field.setting))
         self.columns[kind] = gr.Column(visible=kind == self._kind, elem_id=f"train_studio_tool_{kind}")
         with self.columns[kind]:
             gr.HTML(f'<p class="ts-tool-note">{escape(TOOLS[kind].help)}</p>')
@@ -104,7 +103,7 @@ class ToolForm:
         """Narrow controls in pairs, others by themselves, the entries of a list in rows."""
         narrow: list[ToolField] = []
         for field in fields:
-            if field.kind in NARROW and not field.slot and field.setting.name != LEADING.get(kind):
+            if field.kind in NARROW and not field.slot and not is_merge_formula(field.setting):
                 narrow.append(field)
                 continue
             self._pairs(narrow)

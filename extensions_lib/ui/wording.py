@@ -158,6 +158,10 @@ FOLDERS_TEXT = "One a line; folders in them are searched too. Empty: where the c
 TOOL_LABELS = {
     "rebuild.models": "Folders with its models",
     "overwrite": "Replace a file of the same name",
+    "grid.x": "Columns",
+    "grid.x_values": "Values of the columns",
+    "grid.y": "Rows",
+    "grid.y_values": "Values of the rows",
     "model": "Checkpoint",
     "ema": "Averaged weights (EMA)",
     "nan": "Broken numbers (NaN)",
