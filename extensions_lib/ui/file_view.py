@@ -9,7 +9,8 @@ from typing import Any
 from .wording import FAMILY_WORDS, KIND_WORDS, words_of
 
 HASH_WORDS = {
-    "autov2": "AutoV2, as the WebUI shows it",
+    "in_webui": "Hash in the WebUI",
+    "autov2": "AutoV2",
     "autov3": "AutoV3, of the tensors alone",
     "autov1": "AutoV1",
     "sha256": "sha256 of the file",
@@ -22,10 +23,13 @@ MAX_METADATA_SIGNS = 20_000
 def file_html(name: str, facts: Mapping[str, Any]) -> str:
     """`facts` of the file called `name`; everything escaped."""
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in _rows(facts))
-    return (
-        f'<div class="ts-check"><p class="ts-check-summary">{escape(name)}</p><dl class="ts-facts">{rows}</dl>'
-        f"{_lineage(facts.get('lineage') or ())}{_metadata(facts.get('metadata') or {})}</div>"
+    parts = (
+        _problems(facts.get("problems") or ()),
+        _lineage(facts.get("lineage") or ()),
+        _metadata(facts.get("metadata") or {}),
     )
+    head = f'<p class="ts-check-summary">{escape(name)}</p><dl class="ts-facts">{rows}</dl>'
+    return f'<div class="ts-check">{head}{"".join(parts)}</div>'
 
 
 def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -34,6 +38,8 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     family = facts.get("family")
     yield "Model family", FAMILY_WORDS.get(family, family) if family else "not to be told from the file"
     yield "Size", f"{size_words(facts['size_bytes'])}, {facts['num_tensors']} tensors, {_counts(facts['dtypes'])}"
+    if facts.get("made_by"):
+        yield "Made by", _text(facts["made_by"])
     for name, value in (facts.get("details") or {}).items():
         if value not in (None, "", [], {}):
             yield words_of(name, ""), _text(value)
@@ -70,6 +76,11 @@ def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else PART_WORDS.get(str(value), str(value))
+
+
+def _problems(texts: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<div class="ts-warning"><ul>{items}</ul></div>' if items else ""
 
 
 def _lineage(lines: Sequence[str]) -> str:

@@ -88,15 +88,15 @@ def _file_part(files: HostFiles, handlers: WorkshopHandlers, refresh: Any, hide_
                 scale=3,
                 elem_id="train_studio_file_chosen",
             )
-            hashes = gr.Checkbox(
+            whole = gr.Checkbox(
                 False,
-                label="With its hashes",
-                info="Reads all of it.",
+                label="Read all of it",
+                info="For hashes, and to look for NaN.",
                 scale=1,
                 min_width=110,
-                elem_id="train_studio_file_hashes",
+                elem_id="train_studio_file_whole",
             )
         look = gr.Button("Look", elem_id="train_studio_file_look")
         found = html_block("", "train_studio_file_found")
-    look.click(handlers.describe, [chosen, hashes], [found], **SEEN)
+    look.click(handlers.describe, [chosen, whole], [found], **SEEN)
     refresh.click(lambda: gr.update(choices=files.titles("model")), [], [chosen], **QUICK)

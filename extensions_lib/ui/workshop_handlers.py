@@ -130,13 +130,13 @@ class WorkshopHandlers:
                 self._fill_in_folders(field, table)
         return prepare_tool(table, self._host)
 
-    def describe(self, chosen: str | None, with_hashes: bool) -> str:
-        """What a file is, as HTML; `with_hashes` reads all of it."""
+    def describe(self, chosen: str | None, whole: bool) -> str:
+        """What a file is, as HTML; `whole` reads all of it, for its hashes and to look for NaN."""
         from ..formats.inspect import describe_file
 
         try:
             path = self._file(str(chosen or "").strip())
-            return file_html(path.name, describe_file(path, with_hashes=with_hashes))
+            return file_html(path.name, describe_file(path, with_hashes=whole, with_numbers=whole))
         except ExtensionError as error:
             return problems_html(error, str)
 

@@ -106,7 +106,7 @@ def test_only_what_the_chosen_tool_and_formula_read_is_seen(workshop: Studio):
 def test_what_is_this_file_says_it_in_words(workshop: Studio):
     workshop.page.locator("#train_studio_file > .label-wrap").click()
     workshop.choose("file_chosen", "Checkpoint: one.safetensors")
-    workshop.page.get_by_label("With its hashes").check()
+    workshop.page.get_by_label("Read all of it").check()
     workshop.page.get_by_role("button", name="Look", exact=True).click()
     found = workshop.page.locator("#train_studio_file_found")
     expect(found).to_contain_text("Stable Diffusion 1")
