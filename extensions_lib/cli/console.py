@@ -193,7 +193,7 @@ def message(event: Event) -> str:
     if isinstance(event, CheckpointSaved):
         fits = f" (fits {event.num_modules} modules)" if event.num_modules else ""
         text = f"\n{event.text}" if event.text else ""
-        at = "" if event.kind else f"step {event.step}: "
+        at = f"step {event.step}: " if event.step else ""
         return f"{at}saved {event.path}{fits}{text}"
     if isinstance(event, PreviewReady):
         return f"step {event.step}: preview {event.path}"

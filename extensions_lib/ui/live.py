@@ -91,10 +91,10 @@ class LivePage:
     def _marks(self, statuses: Sequence[JobStatus]) -> dict[str, object]:
         """What the page's script reads: whether to ask often, and whether the WebUI's lists are out of date."""
         published = [(status, saved) for status in statuses for saved in status.results if saved.published]
-        checkpoints = sum((saved.kind or artefact_kind(status.method)) == "checkpoint" for status, saved in published)
+        kinds = [saved.kind if status.is_tool else artefact_kind(status.method) for status, saved in published]
         return {
             "data_ts_published": len(published),
-            "data_ts_checkpoints": checkpoints or None,
+            "data_ts_checkpoints": kinds.count("checkpoint") or None,
             "data_ts_active": True if self._manager.active() else None,
         }
 

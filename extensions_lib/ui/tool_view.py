@@ -7,12 +7,15 @@ from pathlib import Path
 
 from ..config.artefacts import ARTEFACTS
 from ..jobs.status import JobStatus, SavedResult
+from ..preview.grid import picture_name
 from .markup import (
     ask_button,
     attributes,
     job_button,
     load_button,
     part,
+    picture_link,
+    preview_url,
     progress_bar,
     said,
     use_button,
@@ -27,7 +30,7 @@ def tool_parts(status: JobStatus, messages: str, has_prompt: bool) -> str:
         part("progress", _progress(status))
         + messages
         + part("actions", f'<div class="ts-buttons">{_actions(status)}</div>')
-        + part("results", _results(status, has_prompt), "Result")
+        + part("results", _sheet(status) + _results(status, has_prompt), "Result")
     )
 
 
@@ -67,6 +70,14 @@ def _actions(status: JobStatus) -> str:
 def _results(status: JobStatus, has_prompt: bool) -> str:
     items = "".join(_result(saved, has_prompt) for saved in status.results)
     return f'<ul class="ts-results">{items}</ul>' if items else ""
+
+
+def _sheet(status: JobStatus) -> str:
+    """The sheet of pictures that a tool has drawn."""
+    if not status.preview_steps:
+        return ""
+    url = preview_url(status.job_id, picture_name(status.preview_steps[-1], 0), int(status.updated_at))
+    return picture_link(url, status.name, "ts-sheet")
 
 
 def _result(saved: SavedResult, has_prompt: bool) -> str:

@@ -18,6 +18,7 @@ from extensions_lib.events import (
     JobFinished,
     PauseChanged,
     PhaseProgress,
+    PreviewReady,
     ResultPublished,
     Warned,
 )
@@ -113,6 +114,21 @@ def test_a_lora_can_be_put_into_the_prompt(manager: FakeManager) -> None:
         "<lora:small:1>"
     )
     assert Elements(page(manager, has_prompt=False)).buttons()["Copy"]["data-ts-copy"] == "<lora:small:1>"
+
+
+def test_a_sheet_of_pictures_is_shown_whole(manager: FakeManager) -> None:
+    drawn = PreviewReady(step=0, path="", grid_path="")
+    saved = CheckpointSaved(step=0, path="/grids/grid.png", num_modules=0)
+    add(manager, [MERGING, saved, drawn, JobFinished(reason="completed", step=0, path="/grids/grid.png")])
+    text = parts(page(manager))["results"]
+    assert re.search(r'class="ts-sheet" href="\./train-studio/v1/jobs/half/previews/000000-0\.png\?v=\d+"', text)
+    assert "grid.png" in text
+
+
+def test_a_file_that_was_deleted_since_is_said_to_be_gone(manager: FakeManager) -> None:
+    add(manager, [MERGING, SAVED, DONE])
+    manager.change("half", results=())
+    assert "The file is not there any more." in page(manager)
 
 
 def test_the_lists_of_the_webui_are_read_again_for_a_checkpoint(manager: FakeManager) -> None:
