@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from ..formats.safetensors_io import DTYPES, TensorInfo, describe_tensor
 from ..formats.tensor_file import TensorFile
 from ..models.bundle import ModelBundle
 from ..models.description import yaml_beside_folder
-from ..models.folder import new_attention_name, outline_folder, weights_file
+from ..models.folder import new_attention_name, outline_folder, weights_files
 from ..models.ldm import POSITION_IDS, names_in_folder, part_prefix, state_to_ldm, unloaded_layers
 from ..models.prediction import marker_tensors
 from ..models.sibling import sibling_for_copy, sibling_path
+from ..models.sizes import read_json
 from .models import FAMILIES, few
 
 # What a single file has and a diffusers folder has no place for; our own, other programs do not look at it.
@@ -63,12 +64,13 @@ def open_folder(folder: Path, stack: ExitStack) -> Source:
     tensors = _Tensors()
     paths = []
     for part, module in bundle.parts.items():
-        file = stack.enter_context(TensorFile(weights_file(folder / part, part)))
-        paths.append(file.path)
-        _add_part(tensors, _Part(part, module, bundle, file))
+        files = [stack.enter_context(TensorFile(path)) for path in weights_files(folder / part, part)]
+        paths += [file.path for file in files]
+        _add_part(tensors, _Part(part, module, bundle, files))
     metadata: dict[str, str] = {}
     if (folder / BESIDE_FACTS).is_file():
-        metadata = json.loads((folder / BESIDE_FACTS).read_text(encoding="utf-8"))["metadata"]
+        said = read_json(folder / BESIDE_FACTS).get("metadata")
+        metadata = {str(key): str(text) for key, text in said.items()} if isinstance(said, dict) else {}
         if (folder / BESIDE_TENSORS).is_file():
             beside = stack.enter_context(TensorFile(folder / BESIDE_TENSORS))
             for name, info in beside.infos.items():
@@ -94,49 +96,51 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class _Part:
-    """One network of a folder and its open file; `own` maps today's names to the file's."""
+    """One network of a folder, and its open files."""
 
     part: str
     module: nn.Module
     bundle: ModelBundle
-    file: TensorFile
+    files: Sequence[TensorFile]
 
-    @property
-    def own(self) -> dict[str, str]:
+    def tensors(self) -> dict[str, tuple[TensorInfo, MakeTensor]]:
+        """Each tensor by today's name."""
         rename = new_attention_name if self.part == "vae" else str
-        return {rename(name): name for name in self.file.infos}
+        return {
+            rename(name): (info, partial(file.read, name)) for file in self.files for name, info in file.infos.items()
+        }
 
 
 def _add_part(tensors: _Tensors, part: _Part) -> None:
     """The part's tensors under their checkpoint names, and its positions where a single file has them."""
-    own, family = part.own, part.bundle.family
-    shapes = {name: tuple(tensor.shape) for name, tensor in part.module.state_dict().items() if name != POSITION_IDS}
-    _check_fit(part, own, shapes)
+    found, family = part.tensors(), part.bundle.family
+    positions = found.pop(POSITION_IDS, None)
+    _check_fit(part, {name: info.shape for name, (info, _) in found.items()})
     for name, inputs in names_in_folder(part.part, part.module, family).items():
 
         def make(name: str = name, inputs: tuple[str, ...] = inputs) -> Tensor:
-            given = {each: part.file.read(own[each]) for each in inputs}
+            given = {each: found[each][1]() for each in inputs}
             return state_to_ldm(part.part, given, part.module, family)[name].contiguous()
 
-        outline = {each: meta_tensor(part.file.infos[own[each]]) for each in inputs}
+        outline = {each: meta_tensor(found[each][0]) for each in inputs}
         made = state_to_ldm(part.part, outline, part.module, family)[name]
         tensors.add(name, describe_tensor(made), make)
     kind = family.text_encoder(part.part)
-    has_beside = (part.file.path.parents[1] / BESIDE_FACTS).is_file()
-    if kind is not None and kind.layout == "clip" and POSITION_IDS in own and not has_beside:
-        info = part.file.infos[POSITION_IDS]
-        tensors.add(part_prefix(part.part, family) + POSITION_IDS, info, lambda: part.file.read(POSITION_IDS))
+    has_beside = (part.bundle.source.path / BESIDE_FACTS).is_file()
+    if positions is not None and kind is not None and kind.layout == "clip" and not has_beside:
+        tensors.add(part_prefix(part.part, family) + POSITION_IDS, *positions)
 
 
-def _check_fit(part: _Part, own: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    found = {name: part.file.infos[file_name].shape for name, file_name in own.items() if name != POSITION_IDS}
+def _check_fit(part: _Part, found: Mapping[str, tuple[int, ...]]) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in part.module.state_dict().items() if name != POSITION_IDS}
     missing = [name for name in shapes if name not in found]
     unknown = [name for name in found if name not in shapes]
     wrong = [name for name in shapes if name in found and found[name] != shapes[name]]
     lists = ((missing, "missing"), (unknown, "unexpected"), (wrong, "of another shape than config.json says"))
     texts = [f"{len(names)} tensors are {what} ({few(names)})" for names, what in lists if names]
     if texts:
-        raise KeyMismatchError(f"{part.file.path}: {'; '.join(texts)}.", "Copy or download the folder again.")
+        where = part.bundle.source.path / part.part
+        raise KeyMismatchError(f"{where}: {'; '.join(texts)}.", "Copy or download the folder again.")
 
 
 def _add_what_folders_lack(tensors: _Tensors, bundle: ModelBundle) -> None:

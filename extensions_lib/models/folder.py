@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.timesteps import scaled_linear_alphas_cumprod
-from ..errors import KeyMismatchError, ModelError, UnsupportedModelError
+from ..errors import FormatError, KeyMismatchError, ModelError, UnsupportedModelError
 from ..formats.checkpoint import read_checkpoint
 from .build import PartDtypes, adopt_tensors, build_module, position_ids
 from .bundle import ModelBundle, ModelSource, StoredForm
@@ -59,7 +59,7 @@ def outline_folder(folder: Path, vae: LoadedVae | None) -> ModelBundle:
             modules[part] = vae.module
             vae.module.register_to_config(scaling_factor=latent_scale)
         else:
-            weights_file(folder / part, part)
+            weights_files(folder / part, part)
             modules[part] = build_module(part, config)
     return ModelBundle(
         family=replace(
@@ -125,20 +125,35 @@ def _fill(
 
 
 def _read_weights(folder: Path, part: str) -> dict[str, Tensor]:
-    tensors = read_checkpoint(weights_file(folder, part)).tensors
+    tensors: dict[str, Tensor] = {}
+    for path in weights_files(folder, part):
+        tensors |= read_checkpoint(path).tensors
     return {new_attention_name(name): tensor for name, tensor in tensors.items()} if part == "vae" else tensors
 
 
-def weights_file(folder: Path, part: str) -> Path:
-    """The first weights file there is: .safetensors before .bin, full precision before fp16. ModelError without one."""
+def weights_files(folder: Path, part: str) -> list[Path]:
+    """The first weights there are: .safetensors before .bin, full precision before fp16, whole before in pieces.
+
+    Raises ModelError without any, FormatError for a damaged list of pieces.
+    """
     is_network = part in ("unet", "vae")
     stem = NETWORK_WEIGHTS if is_network else TEXT_WEIGHTS
     pickled = f"{stem}.bin" if is_network else _PICKLED_TEXT
-    names = (f"{stem}.safetensors", f"{stem}.fp16.safetensors", pickled, pickled.replace(".bin", ".fp16.bin"))
+    index = f"{stem}.safetensors.index.json"
+    names = (f"{stem}.safetensors", index, f"{stem}.fp16.safetensors", pickled, pickled.replace(".bin", ".fp16.bin"))
     for name in names:
         if (folder / name).is_file():
-            return folder / name
+            return _pieces(folder / name) if name == index else [folder / name]
     raise ModelError(f"{folder} holds no weights; looked for {', '.join(names)}.", "Copy or download the folder again.")
+
+
+def _pieces(index: Path) -> list[Path]:
+    """The files that a list of pieces names, all beside it."""
+    found = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in found.values()}) if isinstance(found, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise FormatError(f"{index} names no files beside it.", "Copy or download the folder again.")
+    return [index.parent / name for name in names]
 
 
 def new_attention_name(name: str) -> str:

@@ -133,6 +133,26 @@ def test_a_folder_of_another_program(name: str, tmp_path: Path, family_models: F
     assert load_bundle(back.path).family == load_bundle(path).family
 
 
+def test_weights_in_pieces(base: Path) -> None:
+    """As diffusers saves networks of more than 10 GB."""
+    folder = convert(base, "diffusers").path
+    unet = folder / "unet"
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    tensors = list(read_tensors(weights).items())
+    pieces = {f"diffusion_pytorch_model-0000{n + 1}-of-00002.safetensors": dict(tensors[n::2]) for n in (0, 1)}
+    for name, piece in pieces.items():
+        write_atomic(unet / name, piece, {"format": "pt"})
+    index = {"weight_map": {tensor: name for name, piece in pieces.items() for tensor in piece}}
+    (unet / f"{weights.name}.index.json").write_text(json.dumps(index))
+    weights.unlink()
+    assert convert(folder, "safetensors").path.read_bytes() == base.read_bytes()
+    found = load_bundle(folder).unet.state_dict()
+    same(found, {name: tensor.float() for name, tensor in tensors})
+    (unet / f"{weights.name}.index.json").write_text('{"weight_map": {"x": "../../secret.safetensors"}}')
+    with pytest.raises(FormatError, match="names no files beside it"):
+        convert(folder, "ckpt")
+
+
 def test_pickles_there_and_back(base: Path) -> None:
     path = stored(base.parent / "old.safetensors", {**read_tensors(base), "model_ema.decay": torch.tensor(0.9)})
     ckpt = convert(path, "ckpt").path
