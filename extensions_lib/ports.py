@@ -42,7 +42,7 @@ class Surroundings(Protocol):
         """Make a new or rewritten result usable at once, and say whether the host sees it; None: there is no host.
 
         `kind` is one of `config.artefacts.ARTEFACTS`; `num_modules` is how many modules of the model the file should
-        match. Raises HostError.
+        match, 0 when that is not known. Raises HostError.
         """
 
     def known_sha256(self, path: Path) -> str | None:

@@ -20,6 +20,8 @@ def publish_checkpoint(path: Path) -> Published:
     for info in sd_models.checkpoints_list.values():
         if Path(info.filename).resolve() == path.resolve():
             return _listed(info.name, path)
+    if path.is_dir():
+        return Published("a folder for other programs: the WebUI lists files only", is_usable=False)
     raise HostError(f"{path.name} is not in the WebUI's list of checkpoints.", HINT)
 
 

@@ -81,7 +81,8 @@ def _publish_lora(path: Path, num_modules: int, host_name: str) -> Published:
     if num_matched == 0:
         title = model.sd_checkpoint_info.title
         return Published(f"{tag}, but made for another kind of model than {title}, which is loaded", is_usable=False)
-    return Published(f"{tag}, {num_matched} of {num_modules} modules matched", is_usable=num_matched >= num_modules)
+    count = f"{num_matched} of {num_modules}" if num_modules else f"{num_matched}"
+    return Published(f"{tag}, {count} modules matched", is_usable=num_matched >= num_modules)
 
 
 def _publish_embedding(path: Path, num_modules: int, host_name: str) -> Published:

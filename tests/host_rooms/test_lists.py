@@ -196,6 +196,13 @@ def test_statement_36_methods_without_effect_are_named_with_the_reason(
     assert host.unusable_methods() == ({} if is_offered else {"hypernetwork": reason})
 
 
+def test_a_checkpoint_as_a_folder_is_for_others(webui: Webui, checkpoint: Path) -> None:
+    folder = checkpoint.with_name("cat")
+    folder.mkdir()
+    answer = publish(folder, "checkpoint", 0, "AUTOMATIC1111")
+    assert answer == Published("a folder for other programs: the WebUI lists files only", is_usable=False)
+
+
 def test_the_hosts_hash_of_a_checkpoint_is_believed_while_the_file_is_as_it_was(
     webui: Webui, checkpoint: Path, tmp_path: Path
 ) -> None:

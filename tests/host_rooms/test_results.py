@@ -129,6 +129,8 @@ def test_a_lora_that_matches_in_part_or_not_at_all_is_not_called_usable(webui: W
     load_model(webui)
     answer = publish(lora, "lora", 192, "AUTOMATIC1111")
     assert answer == Published("visible as <lora:cat:1>, 100 of 192 modules matched", is_usable=False)
+    answer = publish(lora, "lora", 0, "AUTOMATIC1111")
+    assert answer == Published("visible as <lora:cat:1>, 100 modules matched", is_usable=True)
     networks.num_matched = 0
     model = "base.safetensors [0123456789]"
     text = f"visible as <lora:cat:1>, but made for another kind of model than {model}, which is loaded"
