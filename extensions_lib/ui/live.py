@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..config.methods import artefact_kind
 from ..errors import ExtensionError
 from ..jobs.status import JobStatus
+from ..ports import Trials
 from .history import banners, history
 from .markup import (
     button,
@@ -23,6 +24,7 @@ from .markup import (
 )
 from .tool_view import tool_parts
 from .training_view import training_parts
+from .trial_view import trial_html
 
 if TYPE_CHECKING:
     from ..jobs.store import RunFolder
@@ -47,6 +49,7 @@ class Prompting(Protocol):
     """What the page needs to know of the host."""
 
     has_prompt: bool
+    trials: Trials
 
 
 class LivePage:
@@ -57,7 +60,7 @@ class LivePage:
         self._host = host
 
     def fragment(self, name: str, selected: str) -> tuple[str, str]:
-        """Version and HTML of 'live' or 'history'; `selected` is the job the page shows, '' for the one at work.
+        """Version and HTML of 'live', 'history' or 'trial'; `selected` is the job shown, '' for the one at work.
 
         The version changes exactly when the HTML does. Raises ExtensionError for another name.
         """
@@ -66,8 +69,10 @@ class LivePage:
             html = self._live(statuses, selected)
         elif name == "history":
             html = history(statuses, self._shown(statuses, selected))
+        elif name == "trial":
+            html = trial_html(self._host.trials)
         else:
-            raise ExtensionError(f"The page has no part {name!r}; it has 'live' and 'history'.")
+            raise ExtensionError(f"The page has no part {name!r}; it has 'live', 'history' and 'trial'.")
         return hashlib.sha1(html.encode("utf-8"), usedforsecurity=False).hexdigest()[:16], html
 
     def _shown(self, statuses: Sequence[JobStatus], selected: str) -> JobStatus | None:

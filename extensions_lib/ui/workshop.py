@@ -14,6 +14,7 @@ from .compat import js_argument
 from .layout import LOOK_AT_JOBS, QUICK, SEEN, html_block
 from .tool_fields import arranging_keys
 from .tool_form import ToolForm
+from .trial import TrialHandlers, connect_trial, trial_block, try_button
 from .workshop_handlers import HostFiles, WorkshopHandlers, verb
 
 
@@ -69,10 +70,15 @@ def build_workshop(manager: JobManager, host: Host) -> Workshop:
     with gr.Row(elem_id="train_studio_buttons_tool"):
         check = gr.Button("Check", elem_id="train_studio_check_tool")
         start = gr.Button(verb(first), variant="primary", elem_id="train_studio_start_tool")
+        attempt = try_button(first, host)
     message = html_block("", "train_studio_message_tool")
+    if attempt is not None:
+        trial_block()
     for kind in TOOLS:
         form.accordion(kind)
     handlers = WorkshopHandlers(manager, host, files, form)
+    if attempt is not None:
+        connect_trial(attempt, tool, form.components, message, TrialHandlers(host, handlers))
     _file_part(files, handlers, refresh, host.access().hide_paths)
     return Workshop(form, handlers, tool, refresh, check, start, message)
 

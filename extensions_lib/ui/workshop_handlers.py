@@ -95,23 +95,23 @@ class WorkshopHandlers:
 
     def start(self, kind: str, *values: Shown) -> list[Any]:
         """Submit the job; updates of the message and of the report, which makes room for the job."""
-        shown = self._named(values)
+        shown = self.named(values)
         try:
             config = self.job(kind, shown)
             return [done_html(submitted(self._manager, config, f"{TOOLS[kind].title}:")), gr.update(value="")]
         except ExtensionError as error:
-            return [self._error(error, kind, shown), gr.update()]
+            return [self.error(error, kind, shown), gr.update()]
 
     def check(self, kind: str, *values: Shown) -> str:
         """Look at the files without making anything; the message as HTML."""
         from ..training.tools import foresee
 
-        shown = self._named(values)
+        shown = self.named(values)
         try:
             config = self.job(kind, shown)
             outlook = foresee(config)
         except ExtensionError as error:
-            return self._error(error, kind, shown)
+            return self.error(error, kind, shown)
         return warned_html(self._foreseen(config, outlook), outlook.warnings)
 
     def _foreseen(self, config: ToolConfig, outlook: Outlook) -> str:
@@ -124,11 +124,15 @@ class WorkshopHandlers:
         """The job that the form describes. Raises ExtensionError."""
         from ..jobs.submission import prepare_tool
 
+        return prepare_tool(self.table(kind, shown), self._host)
+
+    def table(self, kind: str, shown: Mapping[str, Shown]) -> dict[str, Any]:
+        """The settings that the form describes, with paths, not checked yet. Raises AccessError."""
         table = read_tool(kind, self._with_paths(kind, shown))
         for field in tool_fields(kind):
             if names_folders(field):
                 self._fill_in_folders(field, table)
-        return prepare_tool(table, self._host)
+        return table
 
     def describe(self, chosen: str | None, whole: bool) -> str:
         """What a file is, as HTML; `whole` reads all of it, for its hashes and to look for NaN."""
@@ -195,7 +199,8 @@ class WorkshopHandlers:
         listed = self._files.paths("model").get(chosen)
         return listed or check_file(chosen.strip('"'), self._host.access(), self._host)
 
-    def _named(self, values: Sequence[Shown]) -> dict[str, Shown]:
+    def named(self, values: Sequence[Shown]) -> dict[str, Shown]:
+        """What all controls show, by the keys of their fields."""
         return dict(zip(self._form.keys, values, strict=True))
 
     def _config(self, source: str) -> ToolConfig | None:
@@ -220,7 +225,8 @@ class WorkshopHandlers:
             results = self._host.folders().results
             table[field.setting.name] = [str(results[kind]) for kind in ("checkpoint", "lora")]
 
-    def _error(self, error: ExtensionError, kind: str, shown: Mapping[str, Shown]) -> str:
+    def error(self, error: ExtensionError, kind: str, shown: Mapping[str, Shown]) -> str:
+        """An error as HTML, in the words of the form."""
         slots = filled_slots(kind, shown)
         return problems_html(error, lambda path: tool_label(kind, path, slots))
 

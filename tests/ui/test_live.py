@@ -88,8 +88,8 @@ def test_an_empty_page_says_what_will_be_here(manager: FakeManager) -> None:
     assert "No training yet" in live(manager)
 
 
-def test_only_two_fragments_are_known(manager: FakeManager) -> None:
-    with pytest.raises(ExtensionError, match=r"no part 'other'; it has 'live' and 'history'"):
+def test_only_these_fragments_are_known(manager: FakeManager) -> None:
+    with pytest.raises(ExtensionError, match=r"no part 'other'; it has 'live', 'history' and 'trial'"):
         LivePage(manager, SimpleNamespace(has_prompt=True)).fragment("other", "")
 
 
