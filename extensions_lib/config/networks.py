@@ -8,16 +8,15 @@ from ..errors import Problem
 from .field import option
 from .tool import DTYPES, ToolConfig
 
+_STRENGTH_HELP = "A number, block weights (26 or 17; SDXL: 20 or 12), or entries such as '0.5, IN04-IN08=0.2, TE=0'."
+
 
 @dataclass(frozen=True, kw_only=True)
 class BakeNetwork:
     """One of the files that are baked in."""
 
     path: str = option(help="A LoRA, LoCon, LoHa, LoKr, DoRA or full difference.", file="lora")
-    strength: str = option(
-        "1",
-        help="A number, block weights (26 or 17; SDXL: 20 or 12), or entries such as '0.5, IN04-IN08=0.2, TE=0'.",
-    )
+    strength: str = option("1", help=_STRENGTH_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +84,49 @@ BIASES = ("keep", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResizeConfig(LowRankConfig):
+class ReducingConfig(LowRankConfig):
+    """A LoRA of the directions that say most of what other files do to each layer."""
+
+    biases: str = option("keep", help=_BIASES_HELP, choices=BIASES, advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeConfig(ReducingConfig):
     """A LoRA with fewer directions, or one of factors from another kind."""
 
     network: str = option(help="A LoRA, LoCon, LoHa, LoKr or full difference.", file="lora")
     rank: int = option(16, help="Directions per layer, at most.", min=1, max=1024)
-    biases: str = option("keep", help=_BIASES_HELP, choices=BIASES, advanced=True)
+
+
+COMBINE_FORMULAS = ("svd", "concat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineNetwork:
+    """One of the files that are combined."""
+
+    path: str = option(help="A LoRA, LoCon, LoHa, LoKr or full difference.", file="lora")
+    weight: str = option("1", help=_STRENGTH_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineConfig(ReducingConfig):
+    """A LoRA that adds what several files add, each with its weight."""
+
+    networks: tuple[CombineNetwork, ...] = option(
+        help="The files, all of one family.", item=CombineNetwork, of_line=lambda path: {"path": path}
+    )
+    formula: str = option(
+        "svd",
+        help="svd: the sum, with at most rank directions a layer. concat: all directions side by side, exact; the rank "
+        "is the sum of theirs, and rank, criterion and threshold have no effect.",
+        choices=COMBINE_FORMULAS,
+    )
+
+    def problems(self) -> list[Problem]:
+        """Mistakes that only several settings together make."""
+        missing = [] if self.networks else [Problem("networks", "are none; give one file or more")]
+        return [*missing, *super().problems()]
 
 
 def _about_threshold(criterion: str, threshold: float) -> list[Problem]:

@@ -13,7 +13,7 @@ from .files import ConvertConfig, MetadataConfig, PruneConfig
 from .grid import GridConfig
 from .job import TrainJobConfig
 from .merge import MergeConfig
-from .networks import BakeConfig, ExtractConfig, ResizeConfig
+from .networks import BakeConfig, CombineConfig, ExtractConfig, ResizeConfig
 from .rebuild import RebuildConfig
 from .tool import ToolConfig
 
@@ -46,6 +46,7 @@ TOOLS: dict[str, Tool] = {
     "merge": Tool("Merge checkpoints", "Combine checkpoints into a new one.", MergeConfig, "checkpoint", 1),
     "bake": Tool("Bake LoRAs into a checkpoint", "Bake LoRA files into a checkpoint.", BakeConfig, "checkpoint"),
     "extract": Tool("Extract a LoRA", "Make a LoRA of the difference of two checkpoints.", ExtractConfig, "lora"),
+    "combine": Tool("Combine LoRAs", "Make one LoRA of several, each with a weight.", CombineConfig, "lora"),
     "resize": Tool("Resize a LoRA", "Make a LoRA smaller: fewer directions a layer.", ResizeConfig, "lora"),
     "prune": Tool("Prune, cast and repair", "Make a checkpoint smaller, and repair it.", PruneConfig, "checkpoint"),
     "convert": Tool("Convert a checkpoint", "Write a checkpoint as another kind of file.", ConvertConfig, "checkpoint"),

@@ -88,13 +88,13 @@ class LayerChange:
         return _ALGORITHMS[self.algorithm].product(self.tensors).reshape(self.shape) * self.scale
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """up (O, R) and down (R, F) with the product `undecomposed()`; None where an algorithm has no such factors."""
+        """up (O, R), down (R, F), whose product times `scale` is `undecomposed()`; None where an algorithm has none."""
         if self.algorithm != "LoRA":
             return None
         up, down, core = self.tensors[UP].flatten(1), self.tensors[DOWN].flatten(1), self.tensors.get(_CORE)
         if core is not None:
             down = torch.einsum("r s h w, s i -> r i h w", core, down).flatten(1)
-        return up * self.scale, down
+        return up, down
 
     def bias_delta(self, multiplier: float = 1.0) -> Tensor | None:
         """What is added to the layer's bias (O,) at strength `multiplier`, or None."""
@@ -134,17 +134,22 @@ class LayerChange:
 
 
 def lora_change(
-    name: str, up: Tensor, down: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+    name: str,
+    up: Tensor,
+    down: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
 ) -> LayerChange:
     """Factors up (O, R), down (R, F) for a weight of `shape`, rounded as a file of `dtype` holds them.
 
-    The whole strength is in the factors: alpha is R. A convolution's kernel goes with `down`.
+    Their product is multiplied by `scale`: alpha is scale * R. A convolution's kernel goes with `down`.
     """
     rank, kernel = len(down), shape[2:]
     ones = [1] * len(kernel)
     factors = {DOWN: down.reshape(rank, shape[1], *kernel), UP: up.reshape(shape[0], rank, *ones)}
     rounded = {suffix: tensor.detach().to("cpu", dtype).float() for suffix, tensor in factors.items()}
-    return LayerChange(name, "LoRA", {**rounded, ALPHA: torch.tensor(float(rank))})
+    return LayerChange(name, "LoRA", {**rounded, ALPHA: torch.tensor(scale * rank)})
 
 
 def read_network(path: Path) -> dict[str, LayerChange]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config.networks import ResizeConfig
+from ..config.networks import ReducingConfig
 from ..errors import MergeError
 from ..formats.network import LayerChange, lora_change
 from ..formats.safetensors_io import DTYPES
@@ -29,21 +29,21 @@ class Part:
     bias_weight: float = 1.0
 
 
-def nearest_change(parts: Sequence[Part], config: ResizeConfig, lengths: Lengths) -> LayerChange:
+def nearest_change(parts: Sequence[Part], config: ReducingConfig, lengths: Lengths) -> LayerChange:
     """The nearest factors to the sum; `lengths` counts what is left out.
 
     The sum stays whole for a norm layer, and where it changes the bias, unless `config.biases` is 'drop'. Raises
     MergeError when the parts are for layers of different shapes.
     """
     shape = common_shape(parts)
-    bias, whole = _bias(parts), sum(part.weight * part.change.undecomposed().reshape(shape) for part in parts)
+    bias, whole = _bias(parts), _whole(parts)
     has_bias = bias is not None and bool(bias.any())
     is_whole = len(shape) == 1 or (has_bias and config.biases == "keep")
     if has_bias:
         lengths.count(bias, None if is_whole else bias)
     if is_whole:
         lengths.count(whole)
-        return _whole_change(parts[0].change.name, whole, bias)
+        return whole_change(parts)
     factors = _nearest_factors(parts, whole, choice_of(config))
     change = lora_change(parts[0].change.name, *factors, shape, DTYPES[FILE_DTYPES[config.dtype]])
     lengths.count(whole, whole - change.undecomposed())
@@ -63,13 +63,20 @@ def common_shape(parts: Sequence[Part]) -> tuple[int, ...]:
     return shapes[0]
 
 
+def _whole(parts: Sequence[Part]) -> Tensor:
+    shape = common_shape(parts)
+    return sum(part.weight * part.change.undecomposed().reshape(shape) for part in parts)
+
+
 def _bias(parts: Sequence[Part]) -> Tensor | None:
     biases = [(part.change.bias_delta(), part.bias_weight) for part in parts]
     told = [bias * weight for bias, weight in biases if bias is not None]
     return sum(told[1:], told[0]) if told else None
 
 
-def _whole_change(name: str, whole: Tensor, bias: Tensor | None) -> LayerChange:
+def whole_change(parts: Sequence[Part]) -> LayerChange:
+    """The sum as a difference of the whole weight, and of the bias where a part has one. Raises as `common_shape`."""
+    name, whole, bias = parts[0].change.name, _whole(parts), _bias(parts)
     if whole.ndim == 1:
         return LayerChange(name, "norm difference", {"w_norm": whole, "b_norm": bias})
     return LayerChange(name, "full difference", {"diff": whole, **({} if bias is None else {"diff_b": bias})})
@@ -78,10 +85,9 @@ def _whole_change(name: str, whole: Tensor, bias: Tensor | None) -> LayerChange:
 def _nearest_factors(parts: Sequence[Part], whole: Tensor, choice: RankChoice) -> tuple[Tensor, Tensor]:
     """up (O, R) and down (R, F); from the files' own factors where all have some, and few enough."""
     matrix = whole.flatten(1)
-    given = [(part.change.factors(), part.weight) for part in parts]
-    if any(factors is None for factors, _ in given) or sum(len(factors[1]) for factors, _ in given) >= min(
-        matrix.shape
-    ):
+    given = [part.change.factors() for part in parts]
+    if None in given or sum(len(down) for _, down in given) >= min(matrix.shape):
         return factors_of(matrix, choice)
-    up = torch.cat([factors[0] * weight for factors, weight in given], dim=1)
-    return factors_of_product(up, torch.cat([factors[1] for factors, _ in given]), choice)
+    scales = [part.weight * part.change.scale for part in parts]
+    up = torch.cat([up * scale for (up, _), scale in zip(given, scales, strict=True)], dim=1)
+    return factors_of_product(up, torch.cat([down for _, down in given]), choice)

@@ -14,6 +14,7 @@ from ..errors import FormatError, MergeError, ModelError
 from ..events import Warned
 from ..formats.safetensors_io import read_header
 from .bake import bake, plan_bake
+from .combine import combine
 from .execute import execute
 from .extract import extract
 from .lora_files import WrittenLora
@@ -31,6 +32,7 @@ MAKERS: dict[str, Callable[..., Merged | WrittenLora]] = {
     "merge": lambda config, control, emit, recipe: execute(plan_merge(config), control, emit, recipe=recipe),
     "bake": lambda config, control, emit, recipe: bake(plan_bake(config), control, emit, recipe=recipe),
     "extract": lambda config, control, emit, recipe: extract(config, control, emit, recipe=recipe),
+    "combine": lambda config, control, emit, recipe: combine(config, control, emit, recipe=recipe),
     "resize": lambda config, control, emit, recipe: resize(config, control, emit, recipe=recipe),
     "prune": lambda config, control, emit, recipe: prune(plan_prune(config), control, emit, recipe=recipe).merged,
 }

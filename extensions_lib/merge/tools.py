@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.artefacts import ARTEFACTS
 from ..config.files import ConvertConfig, MetadataConfig, PruneConfig
 from ..config.merge import MergeConfig
-from ..config.networks import BakeConfig, ExtractConfig, ResizeConfig
+from ..config.networks import BakeConfig, CombineConfig, ExtractConfig, ResizeConfig
 from ..config.rebuild import RebuildConfig
 from ..config.tool import ToolConfig
 from ..config.tools import kind_of, source_files
@@ -17,6 +17,7 @@ from ..control import JobControl
 from ..errors import ConfigError, Problem
 from ..formats.safetensors_io import num_bytes
 from .bake import bake, plan_bake
+from .combine import combine
 from .convert import convert
 from .edit_metadata import edit_metadata
 from .execute import execute
@@ -110,6 +111,10 @@ def _extract(config: ExtractConfig, control: JobControl, emit: Emit, hash_of: Ha
     return _lora(extract(config, control, emit, hash_of=hash_of))
 
 
+def _combine(config: CombineConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    return _lora(combine(config, control, emit, hash_of=hash_of))
+
+
 def _resize(config: ResizeConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
     return _lora(resize(config, control, emit, hash_of=hash_of))
 
@@ -177,6 +182,7 @@ RUNNERS: dict[str, Callable[..., ToolResult]] = {
     "merge": _merge,
     "bake": _bake,
     "extract": _extract,
+    "combine": _combine,
     "resize": _resize,
     "prune": _prune,
     "convert": _convert,

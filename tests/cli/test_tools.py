@@ -22,6 +22,7 @@ from ..model_families import FamilyModels
 
 LAYER = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 KEY = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+SUFFIXES = ("lora_up.weight", "lora_down.weight", "alpha")
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -161,3 +162,16 @@ def test_a_run_of_a_tool_begins_again(models: list[str], tmp_path: Path, capsys:
     assert main(["resume", str(folder.path), "--max-train-steps", "3"]) == 2
     assert main(["preview", str(folder.path), "--output", str(tmp_path / "x.png")]) != 0
     assert "is the run of 'merge', no training." in capsys.readouterr().err
+
+
+def test_combine(tmp_path: Path, network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["combine", str(network), str(network), "--folder", str(tmp_path), "--dtype", "fp32", "--name"]
+    assert main([*command, "both", "--weights", "1", "-0.25", "--formula", "concat"]) == 0
+    assert "1 layers of rank 2." in capsys.readouterr().out
+    assert main([*command, "summed", "--rank", "1"]) == 0
+    assert "1 layers of rank 1; left out: 0.00 % of the difference's length." in capsys.readouterr().out
+    up, down, alpha = (read_tensors(tmp_path / "both.safetensors")[f"{LAYER}.{s}"] for s in SUFFIXES)
+    torch.testing.assert_close(up @ down * alpha / 2, torch.full((len(up), down.shape[1]), 0.75))
+    assert main(["inspect", str(tmp_path / "both.safetensors")]) == 0
+    lines = json.loads(capsys.readouterr().out)["lineage"]
+    assert [line.split(" [")[0] for line in lines] == ["both: Combine LoRAs, 1 | -0.25, concat", "|-- net", "`-- net"]
