@@ -21,6 +21,7 @@ from ..errors import MergeError
 from ..events import Warned
 from ..formats.embedding import bundled_names
 from ..formats.network import LayerChange, read_network
+from ..formats.recognise import recognise
 from ..formats.safetensors_io import DTYPES, TensorInfo, in_file_order, num_bytes
 from ..formats.tensor_file import TensorFile
 from ..models.sibling import sibling_path
@@ -92,7 +93,11 @@ def plan_bake(config: BakeConfig, *, in_memory: bool = False) -> BakePlan:
     for entry in config.networks:
         path = Path(entry.path)
         with TensorFile(path) as file:
-            metadata = dict(file.metadata)
+            metadata, family = dict(file.metadata), recognise(file.infos).family
+        if family not in ("", model.family):
+            raise MergeError(
+                f"{path.name} is for {family}, {model.path.name} is {model.family}.", "Choose a file for these models."
+            )
         changes = canonical_changes(path, read_network(path), model.family)[0]
         unknown = _check_fit(path, changes, places, model, ignore_unknown=config.ignore_unknown)
         if unknown:

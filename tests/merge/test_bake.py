@@ -161,6 +161,9 @@ def test_what_is_refused(family_models: FamilyModels, baking: Callable[..., Merg
     good = small_lora(tmp_path, "c.safetensors", (name, 64, 64))
     with pytest.raises(MergeError, match="too large"):
         baking(base, {"path": str(good), "strength": "1e6"}, dtype="fp16")
+    other = small_lora(tmp_path, "xl.safetensors", ("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", 64, 64))
+    with pytest.raises(MergeError, match="xl.safetensors is for sdxl, sd1.safetensors is sd1"):
+        baking(base, other, ignore_unknown=True)
     with pytest.raises(OutputError, match="one of the models"):
         baking(base, good, folder=str(base.parent), overwrite=True)
     with pytest.raises(ConfigError, match="networks"):
