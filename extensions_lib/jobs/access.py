@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..ports import AccessPolicy, BaseModel, Host
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 LISTED_KINDS = ("lora", "embedding", "hypernetwork", "vae")  # those of `Host.model_files`
+HASH_IN_TITLE = re.compile(r" \[[0-9a-f]{8,10}\]$")
 MAX_NAME_LENGTH = 100
 # What Windows takes for a device, whatever the ending.
 DEVICES = frozenset(
@@ -80,9 +82,24 @@ def listed_files(host: Host, kind: str) -> tuple[BaseModel, ...]:
     return host.model_files(kind) if kind in LISTED_KINDS else ()
 
 
+def path_of(given: str, kind: str, host: Host) -> str:
+    """The path of what the host lists under the title `given` for a setting of this kind, else `given` itself.
+
+    A title gets the file's hash at its end once the host knows it: one with and one without it are the same.
+    """
+    files = listed_files(host, kind)
+    exact = (file for file in files if file.title == given)
+    alike = (file for file in files if _without_hash(file.title) == _without_hash(given))
+    return next((str(file.path) for file in (*exact, *alike)), given)
+
+
+def _without_hash(title: str) -> str:
+    return HASH_IN_TITLE.sub("", title)
+
+
 def path_of_listed(given: str, host: Host) -> Path:
     """The path of a model file that is named by its path, or as the host lists it. Raises AccessError."""
-    path = next((file.path for file in listed_files(host, "model") if file.title == given), Path(given))
+    path = Path(path_of(given, "model", host))
     check_paths([NamedPath("file", path, holds_weights=True)], host.access(), host)
     return path
 

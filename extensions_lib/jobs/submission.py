@@ -16,7 +16,7 @@ from ..config.tool import ToolConfig
 from ..config.tools import KIND, TOOLS, kind_of, load_any_tool, source_files
 from ..errors import ConfigError, ExtensionError, Problem
 from ..ports import Host
-from .access import check_access, listed_files
+from .access import check_access, path_of
 from .families import with_family
 
 
@@ -83,7 +83,7 @@ def _with_paths(cls: type, table: Mapping[str, Any], host: Host) -> dict[str, An
     for setting in settings_of(cls):
         value, option = table.get(setting.name), setting.option
         if option.file and isinstance(value, str):
-            filled[setting.name] = _path_of(value, option.file, host)
+            filled[setting.name] = path_of(value, option.file, host)
         elif option.item is not None and isinstance(value, (list, tuple)):
             entries = [option.of_line(each) if isinstance(each, str) and option.of_line else each for each in value]
             filled[setting.name] = [
@@ -121,9 +121,4 @@ def _base_model(given: Any, host: Host) -> Any:
                 [Problem("base_model", "is missing, and the WebUI has no checkpoint selected")], "Choose a checkpoint."
             )
         return str(selected)
-    return _path_of(given, "checkpoint", host) if isinstance(given, str) else given
-
-
-def _path_of(given: str, kind: str, host: Host) -> str:
-    """The path of what the host lists under this title, else `given` itself."""
-    return next((str(file.path) for file in listed_files(host, kind) if file.title == given), given)
+    return path_of(given, "checkpoint", host) if isinstance(given, str) else given

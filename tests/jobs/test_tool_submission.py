@@ -37,9 +37,9 @@ def test_titles_of_the_host_name_files_wherever_their_kind_is_asked_for(recordin
     path = str(Path("/models/sd/base.safetensors"))
     merged = prepare_tool(merge_of(TITLE, "b"), recording_host)
     assert [model.path for model in merged.models] == [path, "b"]
-    lines = prepare_tool({**merge_of(), "models": [TITLE, "b"]}, recording_host)
+    lines = prepare_tool({**merge_of(), "models": ["base.safetensors", "b"]}, recording_host)
     assert lines.models == merged.models
-    extract = {"tool": "extract", "name": "cat", "base": TITLE, "tuned": "b"}
+    extract = {"tool": "extract", "name": "cat", "base": "base.safetensors [fedcba9876]", "tuned": "b"}
     assert prepare_tool(extract, recording_host).base == path
     recording_host.files = {"lora": (BaseModel("people/cat", Path("/models/Lora/people/cat.safetensors")),)}
     baked = {"tool": "bake", "name": "cat", "base": TITLE, "networks": [{"path": "people/cat"}, TITLE]}
@@ -64,6 +64,14 @@ def test_a_file_made_again_goes_to_the_folder_of_its_kind(recording_host: Any, t
     for file, folder in wanted.items():
         table = {"tool": "rebuild", "name": "again", "file": str(file), "models": [{"path": str(tmp_path)}]}
         assert prepare_tool(table, recording_host).folder == str(folder), file
+
+
+def test_of_two_files_the_very_title_counts(recording_host: Any) -> None:
+    recording_host.models = (BaseModel("a.ckpt [1234567890]", Path("/one")), BaseModel("a.ckpt", Path("/two")))
+    models = prepare_tool(
+        merge_of("a.ckpt", "a.ckpt [1234567890]", "a.ckpt [x]", formula="ties"), recording_host
+    ).models
+    assert [model.path for model in models] == [str(Path("/two")), str(Path("/one")), "a.ckpt [x]"]
 
 
 @pytest.mark.parametrize(
