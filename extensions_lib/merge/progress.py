@@ -1,4 +1,4 @@
-"""What a merge says while it works, and where it can be stopped."""
+"""What a tool says while it works, and where it can be stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Progress:
             self._emit(PhaseProgress(phase=self._phase, done=self._done, total=self._total))
         self._control.wait_while_paused()
         if self._control.stop_requested:
-            raise JobStopped("The merge was stopped.", "Nothing was written.")
+            raise JobStopped("The job was stopped.", "Nothing was written.")
 
 
 def hash_with_progress(path: Path, control: JobControl, emit: Emit) -> str:

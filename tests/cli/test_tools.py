@@ -175,3 +175,17 @@ def test_combine(tmp_path: Path, network: Path, capsys: pytest.CaptureFixture[st
     assert main(["inspect", str(tmp_path / "both.safetensors")]) == 0
     lines = json.loads(capsys.readouterr().out)["lineage"]
     assert [line.split(" [")[0] for line in lines] == ["both: Combine LoRAs, 1 | -0.25, concat", "|-- net", "`-- net"]
+
+
+def test_files(tmp_path: Path, family_models: FamilyModels, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pruned, converted to a folder, and looked at."""
+    base, folder = str(family_models["sd1"]), ["--folder", str(tmp_path)]
+    assert main(["prune", base, "--name", "small", "--vae-dtype", "fp16", *folder]) == 0
+    assert "MB became" in capsys.readouterr().out
+    assert main(["convert", base, "--name", "made", "--to", "diffusers", *folder]) == 0
+    assert f"written: {tmp_path / 'made'} (" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "small.safetensors"), "--check"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["made_by"][0].endswith("(prune)") and facts["problems"] == []
+    assert main(["convert", base, "--name", "x", *folder]) == 4
+    assert "is a .safetensors file already" in capsys.readouterr().err

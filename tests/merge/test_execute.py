@@ -246,7 +246,7 @@ def test_stop_leaves_nothing(after, tmp_path, abc):
         if getattr(event, "phase", "") == "merge" and event.done > after:
             control.request_stop()
 
-    with pytest.raises(JobStopped, match="The merge was stopped. Nothing was written."):
+    with pytest.raises(JobStopped, match="The job was stopped. Nothing was written."):
         execute(plan, control, listen)
     assert list(out.iterdir()) == []
 
