@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from ..jobs.trials import start_trial
 from ..ports import Host
 from . import schema
-from .answers import Answer, error_responses
+from .adding import JSON_BODY, add_get, add_post
+from .answers import Answer
 from .requests import read_object
 
-JSON_BODY = Body(...)
 TOOL_SCHEMA = {
     "type": "object",
     "description": "The settings of a tool, 'merge' or 'bake'; name and folder are not needed.",
@@ -26,20 +26,11 @@ TOOL_SCHEMA = {
 def add_trial_routes(router: APIRouter, host: Host) -> None:
     """Add GET and POST /trial and POST /trial/undo."""
     routes = TrialRoutes(host)
-    router.add_api_route(
-        "/trial", routes.current, methods=["GET"], summary="What is tried in the host's model", response_model=None,
-        responses=error_responses(401),
+    add_get(router, "/trial", routes.current, "What is tried in the host's model")
+    add_post(
+        router, "/trial", routes.try_on, "Try a merge or a bake in the host's model", TOOL_SCHEMA, 202, 409, 503
     )  # fmt: skip
-    for path, endpoint, summary, body in (
-        ("/trial", routes.try_on, "Try a merge or a bake in the host's model without saving it", TOOL_SCHEMA),
-        ("/trial/undo", routes.undo, "Give the host its own model back", schema.EMPTY_SCHEMA),
-    ):
-        content = {"application/json": {"schema": body}}
-        router.add_api_route(
-            path, endpoint, methods=["POST"], summary=summary, status_code=202, response_model=None,
-            responses=error_responses(400, 401, 403, 409, 415, 503),
-            openapi_extra={"requestBody": {"required": True, "content": content}},
-        )  # fmt: skip
+    add_post(router, "/trial/undo", routes.undo, "Give the host its own model back", schema.EMPTY_SCHEMA, 202, 409, 503)
 
 
 class TrialRoutes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config.artefacts import ARTEFACTS
-from ..config.files import ConvertConfig, MetadataConfig, PruneConfig
+from ..config.files import FORMATS, ConvertConfig, MetadataConfig, PruneConfig
 from ..config.merge import MergeConfig
 from ..config.networks import BakeConfig, CombineConfig, ExtractConfig, ResizeConfig
 from ..config.rebuild import RebuildConfig
@@ -93,6 +93,20 @@ def _plan_prune(config: PruneConfig) -> Outlook:
     return Outlook(plan.output, sum(map(num_bytes, plan.infos.values())))
 
 
+def _plan_convert(config: ConvertConfig) -> Outlook:
+    output = Path(config.folder) / f"{config.name}{FORMATS[config.to]}"
+    if not (output.is_dir() and config.overwrite):
+        check_output(output, [Path(config.model)], 0, overwrite=config.overwrite)
+    return Outlook(output)
+
+
+def _plan_metadata(config: MetadataConfig) -> Outlook:
+    """The result may take the place of the file itself."""
+    output = Path(config.folder) / f"{config.name}.safetensors"
+    check_output(output, [], Path(config.file).stat().st_size, overwrite=config.overwrite)
+    return Outlook(output)
+
+
 def _plan_file(config: ToolConfig) -> Outlook:
     output = Path(config.folder) / f"{config.name}.safetensors"
     check_output(output, [Path(named.path) for named in source_files(config)], 0, overwrite=config.overwrite)
@@ -174,8 +188,11 @@ PLANS: dict[str, Callable[..., Outlook]] = {
     "merge": _plan_merge,
     "bake": _plan_bake,
     "extract": _plan_file,
+    "combine": _plan_file,
     "resize": _plan_file,
     "prune": _plan_prune,
+    "convert": _plan_convert,
+    "metadata": _plan_metadata,
     "rebuild": _plan_file,
 }
 RUNNERS: dict[str, Callable[..., ToolResult]] = {
