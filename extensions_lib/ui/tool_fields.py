@@ -61,6 +61,11 @@ class ToolField(Field):
         )
 
     @property
+    def is_source(self) -> bool:
+        """Whether it is, or belongs to, a file without which the tool has nothing to do."""
+        return bool(self.slot) or (self.setting.required and self.kind == "file")
+
+    @property
     def info(self) -> str:
         """The help text; '' in an entry of a list, above which it stands for all."""
         return "" if self.slot else super().info
@@ -145,8 +150,10 @@ def _of_formula(kind: str, name: str, shown: Mapping[str, Shown]) -> Arrangement
     if {"alpha", "weight"} <= read and formula.inputs == "weights":  # a ratio of two models, weights of more
         has_weights = any(shown[f"{kind}.models_{letter}_weight"] for letter in SLOTS[1:])
         read.discard("alpha" if has_weights or _num_filled(kind, shown) > 2 else "weight")
-    if "formula" in (shown.get(f"{kind}.x"), shown.get(f"{kind}.y")):  # a sheet with several
-        return Arrangement(text=formula.help)
+    axes = {str(shown.get(f"{kind}.{axis}")) for axis in "xy"}  # of a sheet: the cells say what these are
+    if "formula" in axes:
+        return Arrangement(frozenset(axes - {"formula"}), text=formula.help)
+    read -= axes
     unread = {setting for each in FORMULAS.values() for setting in each.settings} - read
     return Arrangement(frozenset(unread), formula.max_models or len(SLOTS), formula.help)
 

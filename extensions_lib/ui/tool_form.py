@@ -75,9 +75,9 @@ class ToolForm:
         return tuple(key for key in self._components if key.partition(".")[0] == kind)
 
     def column(self, kind: str) -> None:
-        """What most users of a tool need, its leading choice first."""
+        """What most users of a tool need: how checkpoints are combined and the files it takes first."""
         fields = [field for field in tool_fields(kind) if not field.setting.option.advanced]
-        fields.sort(key=lambda field: not is_merge_formula(field.setting))
+        fields.sort(key=lambda field: (not is_merge_formula(field.setting), not field.is_source))
         self.columns[kind] = gr.Column(visible=kind == self._kind, elem_id=f"train_studio_tool_{kind}")
         with self.columns[kind]:
             gr.HTML(f'<p class="ts-tool-note">{escape(TOOLS[kind].help)}</p>')

@@ -31,6 +31,9 @@ SMALL = {
 LONG = SMALL | {
     "training.max_train_steps": "100000", "training.validation_every_steps": "0", "preview.every_steps": "100000",
 }  # fmt: skip
+CONTROLS = {
+    "button", "checkbox", "combobox", "link", "listbox", "radio", "slider", "spinbutton", "switch", "textbox",
+}  # fmt: skip
 STEP = "[data-ts-part=progress] dl.ts-figures dd"
 UNFOLD = """(control) => {
     for (let around = control; around; around = around.parentElement) {
@@ -238,3 +241,19 @@ class Studio:
         if not request.url.startswith(GRADIO_FOREIGN):
             self.errors.append(f"asked another machine: {request.url}")
         route.fulfill(status=200, body="", content_type="text/javascript")
+
+
+def nameless_controls(studio: Studio) -> list[str]:
+    """Roles and values of the controls without an accessible name."""
+    session = studio.page.context.new_cdp_session(studio.page)
+    found = []
+    for node in session.send("Accessibility.getFullAXTree")["nodes"]:
+        role = node.get("role", {}).get("value")
+        if not node.get("ignored") and role in CONTROLS and not node.get("name", {}).get("value", "").strip():
+            found.append(f"{role} {node.get('value', {}).get('value', '')}")
+    return found
+
+
+def is_scrolled_sideways(studio: Studio) -> bool:
+    """Whether something is wider than the window."""
+    return studio.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")

@@ -17,28 +17,14 @@ from extensions_lib.host.standalone import practice_job
 from extensions_lib.jobs.sinks import JsonlSink
 from extensions_lib.jobs.store import RunFolder, create_run_folder
 
-from .studio import LIVE_MS, LONG, Server, Studio
+from .studio import LIVE_MS, LONG, Server, Studio, is_scrolled_sideways, nameless_controls
 
-CONTROLS = {
-    "button", "checkbox", "combobox", "link", "listbox", "radio", "slider", "spinbutton", "switch", "textbox",
-}  # fmt: skip
 FOCUSED = """() => {
     const focused = document.activeElement, style = getComputedStyle(focused);
     return [focused.textContent.trim(), style.outlineStyle !== "none" || style.boxShadow !== "none"];
 }"""
 NUM_RUNS = 500
 NUM_STEPS = 100
-
-
-def _nameless_controls(studio: Studio) -> list[str]:
-    """Roles and values of the controls without an accessible name."""
-    session = studio.page.context.new_cdp_session(studio.page)
-    found = []
-    for node in session.send("Accessibility.getFullAXTree")["nodes"]:
-        role = node.get("role", {}).get("value")
-        if not node.get("ignored") and role in CONTROLS and not node.get("name", {}).get("value", "").strip():
-            found.append(f"{role} {node.get('value', {}).get('value', '')}")
-    return found
 
 
 def _unfold_all(studio: Studio) -> None:
@@ -50,18 +36,14 @@ def _unfold_all(studio: Studio) -> None:
             more.click()
 
 
-def _is_scrolled_sideways(studio: Studio) -> bool:
-    return studio.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_has_a_name_and_fits_at_1280_px(open_page: Callable[..., Studio], scheme: str):
     studio = open_page(color_scheme=scheme)
     _unfold_all(studio)
     studio.check(10)
 
-    assert _nameless_controls(studio) == []
-    assert not _is_scrolled_sideways(studio)
+    assert nameless_controls(studio) == []
+    assert not is_scrolled_sideways(studio)
 
 
 def test_statement_09_no_id_is_there_twice(studio: Studio):
@@ -96,8 +78,8 @@ def test_statement_12_keys_of_the_host_neither_start_nor_stop_a_job(studio: Stud
     studio.expect_step_after(studio.step() + 1)
     assert studio.state.inner_text() == "Training"
     expect(studio.history.locator("tbody tr")).to_have_count(1)
-    assert not _is_scrolled_sideways(studio)
-    assert _nameless_controls(studio) == []
+    assert not is_scrolled_sideways(studio)
+    assert nameless_controls(studio) == []
     studio.ask("Stop and save")
     studio.expect_state("Stopped")
 
@@ -154,7 +136,7 @@ def test_a_history_of_500_runs_is_shown_within_two_seconds(studio: Studio, serve
     expect(studio.history.locator("tbody tr")).to_have_count(NUM_RUNS + before)
     studio.history.locator("summary").click()
     expect(studio.history.get_by_text("fake-000", exact=True)).to_be_visible(timeout=LIVE_MS)
-    assert not _is_scrolled_sideways(studio)
+    assert not is_scrolled_sideways(studio)
 
 
 def _write_runs(server: Server, number: int) -> None:

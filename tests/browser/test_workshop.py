@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
+from extensions_lib.config.tools import TOOLS
 from extensions_lib.formats.safetensors_io import read_header
 from extensions_lib.practice import practice_checkpoint
 
-from .studio import Server, Studio
+from .studio import Server, Studio, is_scrolled_sideways, nameless_controls
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,14 @@ def test_sliders_write_a_number_for_every_block(workshop: Studio):
     assert (len(numbers), numbers[:2], numbers[13], numbers[-1]) == (26, [0.5, 0], 0.9, 1)
     sliders.get_by_label("IN00").fill("0.1")
     assert workshop.setting("merge.beta").input_value().startswith("0.5, 0.1, 0.04,")
+
+
+def test_every_tool_has_names_for_its_controls_and_fits_at_1280_px(workshop: Studio):
+    workshop.page.locator("#train_studio_file > .label-wrap").click()
+    for kind in TOOLS:
+        workshop.page.locator(f"#train_studio_tool input[value={kind}]").check()
+        expect(workshop.page.locator(f"#train_studio_tool_{kind}")).to_be_visible()
+        for head in workshop.page.locator(f"#train_studio_more_{kind}").locator("> .label-wrap, summary").all():
+            head.click()
+        assert nameless_controls(workshop) == []
+        assert not is_scrolled_sideways(workshop)

@@ -7,6 +7,7 @@ import pytest
 from extensions_lib.config.codec import dump
 from extensions_lib.config.field import settings_of
 from extensions_lib.config.merge import FORMULAS
+from extensions_lib.config.networks import CRITERIA
 from extensions_lib.config.tools import TOOLS, load_any_tool
 from extensions_lib.errors import ExtensionError
 from extensions_lib.ui.fields import RESERVED_ENDINGS, Shown, all_fields
@@ -79,6 +80,23 @@ def test_of_two_models_a_ratio_is_asked_of_more_their_weights() -> None:
     assert "merge.alpha" not in three and "merge.models_b_weight" in three
     weighted = shown_tool("merge", {"models": ["a", {"path": "b", "weight": "0.3"}]})
     assert "merge.models_b_weight" in visible_keys("merge", weighted)
+
+
+def test_a_sheet_does_not_ask_for_what_its_cells_say() -> None:
+    shown = shown_tool("grid", {"models": ["a", "b"], "x": "alpha"})
+    assert "grid.alpha" not in visible_keys("grid", shown) and "grid.beta" not in visible_keys("grid", shown)
+    assert "grid.alpha" in visible_keys("grid", shown | {"grid.x": "vae"})
+    several = visible_keys("grid", shown | {"grid.x": "alpha", "grid.y": "formula"})
+    assert {"grid.density", "grid.beta", "grid.models_b_weight"} <= several and "grid.alpha" not in several
+
+
+def test_directions_are_only_chosen_where_there_are_fewer_than_there_were() -> None:
+    keys = {
+        criterion: visible_keys("extract", shown_tool("extract", {"criterion": criterion})) for criterion in CRITERIA
+    }
+    assert [name for name in CRITERIA if "extract.threshold" not in keys[name]] == ["rank"]
+    joined = visible_keys("combine", shown_tool("combine", {"formula": "concat"}))
+    assert not {"combine.rank", "combine.criterion", "combine.threshold"} & joined
 
 
 def test_further_slots_appear_as_these_are_filled() -> None:
