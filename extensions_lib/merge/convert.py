@@ -25,7 +25,7 @@ from ..formats.checkpoint import write_checkpoint
 from ..formats.metadata import HASH_KEYS
 from ..formats.recognise import recognise
 from ..formats.safetensors_io import TensorInfo, describe_tensor, num_bytes
-from ..formats.tensor_file import TensorFile, write_tensors_as_made
+from ..formats.tensor_file import write_tensors_as_made
 from ..models.bundle import ModelBundle
 from ..models.folder import NETWORK_WEIGHTS, TEXT_WEIGHTS
 from ..models.folder_texts import write_folder_texts
@@ -63,7 +63,7 @@ def convert(config: ConvertConfig, control: JobControl, emit: Emit) -> Converted
     path, output = Path(config.model), Path(config.folder) / f"{config.name}{FORMATS[config.to]}"
     _refuse_same_format(path, config.to)
     with ExitStack() as stack:
-        source = open_folder(path, stack) if path.is_dir() else open_file(path, _family(path), stack)
+        source = open_folder(path, stack) if path.is_dir() else open_file(path, stack)
         size = sum(map(num_bytes, source.infos.values()))
         if config.to == "diffusers":
             _check_folder(output, path, size, overwrite=config.overwrite)
@@ -84,11 +84,6 @@ def _refuse_same_format(path: Path, wanted: str) -> None:
             f"{path.name} is {kind} already; there is nothing to convert.",
             "Choose another format; prune gives the same format with other numbers.",
         )
-
-
-def _family(path: Path) -> str:
-    with TensorFile(path) as file:
-        return recognise(file.infos).family
 
 
 def _counted(read: Callable[[str], Tensor], progress: Progress) -> Callable[[str], Tensor]:

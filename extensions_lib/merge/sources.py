@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KeyMismatchError
+from ..formats.recognise import recognise
 from ..formats.safetensors_io import DTYPES, TensorInfo, describe_tensor
 from ..formats.tensor_file import TensorFile
 from ..models.bundle import ModelBundle
@@ -46,9 +47,10 @@ class Source:
     paths: tuple[Path, ...]
 
 
-def open_file(path: Path, family: str, stack: ExitStack) -> Source:
-    """A single file, open until `stack` is closed. Raises as `TensorFile`; `family` is '' where it is not known."""
+def open_file(path: Path, stack: ExitStack) -> Source:
+    """A single file, open until `stack` is closed. Raises as `TensorFile`."""
     file = stack.enter_context(TensorFile(path))
+    family = recognise(file.infos).family
 
     def yaml_for(folder: Path) -> bytes | None:
         if family in FAMILIES:
