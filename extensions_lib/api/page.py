@@ -10,14 +10,14 @@ from starlette.responses import Response
 from .answers import Answer, NotFoundError, error_responses
 
 Fragment = Callable[[str, str], tuple[str, str]]
-FRAGMENTS = ("live", "history", "trial")
+FRAGMENTS = ("live", "history", "trial", "votes")
 
 
 def add_page_routes(router: APIRouter, fragment: Fragment) -> None:
     """Add the route of the page's parts. `fragment(name, selected job id)` gives a version and HTML."""
 
     def page_fragment(name: str, selected: str = "", seen: str = "") -> Response:
-        """The HTML of `live`, `history` or `trial`, for the job `selected`, and its version; 204 when that is `seen`.
+        """The HTML of a part, such as `live` for the job `selected`, and its version; 204 when that is `seen`.
 
         For our own page; the HTML may change at any time.
         """

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..jobs.access import LISTED_KINDS
 from ..jobs.status import JobStatus
 from ..jobs.store import REQUESTS
+from ..jobs.votes import Votes
 from ..ports import BaseModel, Credentials, Host
 from . import schema
 from .adding import JSON_BODY, add_get, add_post
@@ -25,6 +26,7 @@ from .page import Fragment, add_page_routes
 from .requests import read_count, read_object, read_picture, read_text, read_word
 from .tools import add_tool_routes
 from .trial import add_trial_routes
+from .votes import add_vote_routes
 
 if TYPE_CHECKING:
     from ..jobs.manager import JobManager
@@ -45,6 +47,7 @@ def add_routes(
     _add_changing(router, routes)
     add_tool_routes(router, manager, host)
     add_trial_routes(router, host)
+    add_vote_routes(router, Votes(manager, host))
     if fragment is not None:
         add_page_routes(router, fragment)
     app.include_router(router)

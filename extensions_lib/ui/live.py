@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..config.methods import artefact_kind
 from ..errors import ExtensionError
 from ..jobs.status import JobStatus
+from ..jobs.votes import Votes
 from ..ports import Trials
 from .history import banners, history
 from .markup import (
@@ -25,6 +26,7 @@ from .markup import (
 from .tool_view import tool_parts
 from .training_view import training_parts
 from .trial_view import trial_html
+from .vote_view import votes_html
 
 if TYPE_CHECKING:
     from ..jobs.store import RunFolder
@@ -60,7 +62,7 @@ class LivePage:
         self._host = host
 
     def fragment(self, name: str, selected: str) -> tuple[str, str]:
-        """Version and HTML of 'live', 'history' or 'trial'; `selected` is the job shown, '' for the one at work.
+        """Version and HTML of a part of the page, such as 'live'; `selected` is the job shown, '' for the one at work.
 
         The version changes exactly when the HTML does. Raises ExtensionError for another name.
         """
@@ -71,8 +73,10 @@ class LivePage:
             html = history(statuses, self._shown(statuses, selected))
         elif name == "trial":
             html = trial_html(self._host.trials)
+        elif name == "votes":
+            html = votes_html(Votes(self._manager, self._host))
         else:
-            raise ExtensionError(f"The page has no part {name!r}; it has 'live', 'history' and 'trial'.")
+            raise ExtensionError(f"The page has no part {name!r}; it has 'live', 'history', 'trial' and 'votes'.")
         return hashlib.sha1(html.encode("utf-8"), usedforsecurity=False).hexdigest()[:16], html
 
     def _shown(self, statuses: Sequence[JobStatus], selected: str) -> JobStatus | None:

@@ -9,12 +9,14 @@ import gradio as gr
 
 from ..config.tools import TOOLS
 from ..jobs.manager import JobManager
+from ..jobs.votes import Votes
 from ..ports import Host
 from .compat import js_argument
 from .layout import LOOK_AT_JOBS, QUICK, SEEN, html_block
 from .tool_fields import arranging_keys
 from .tool_form import ToolForm
 from .trial import TrialHandlers, connect_trial, trial_block, try_button
+from .vote import VoteHandlers, connect_vote, vote_block, vote_button
 from .workshop_handlers import HostFiles, WorkshopHandlers, verb
 
 
@@ -71,12 +73,15 @@ def build_workshop(manager: JobManager, host: Host) -> Workshop:
         check = gr.Button("Check", elem_id="train_studio_check_tool")
         start = gr.Button(verb(first), variant="primary", elem_id="train_studio_start_tool")
         attempt = try_button(first, host)
+        begin = vote_button(first)
     message = html_block("", "train_studio_message_tool")
     if attempt is not None:
         trial_block()
+    vote_block()
     for kind in TOOLS:
         form.accordion(kind)
     handlers = WorkshopHandlers(manager, host, files, form)
+    connect_vote(begin, tool, form.components, message, VoteHandlers(Votes(manager, host), handlers))
     if attempt is not None:
         connect_trial(attempt, tool, form.components, message, TrialHandlers(host, handlers))
     _file_part(files, handlers, refresh, host.access().hide_paths)

@@ -37,7 +37,7 @@ def every_call(client: TestClient) -> Iterator[tuple[str, str]]:
 
 def test_statement_31_every_route_answers_401_without_credentials(closed: TestClient, manager: NotingManager) -> None:
     calls = list(every_call(closed))
-    assert len(calls) == 23
+    assert len(calls) == 30
     answers = {
         (method, path, closed.request(method, path, json={"request": "stop"}).status_code) for method, path in calls
     }

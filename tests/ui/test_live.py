@@ -89,7 +89,7 @@ def test_an_empty_page_says_what_will_be_here(manager: FakeManager) -> None:
 
 
 def test_only_these_fragments_are_known(manager: FakeManager) -> None:
-    with pytest.raises(ExtensionError, match=r"no part 'other'; it has 'live', 'history' and 'trial'"):
+    with pytest.raises(ExtensionError, match=r"no part 'other'; it has 'live', 'history', 'trial' and 'votes'"):
         LivePage(manager, SimpleNamespace(has_prompt=True)).fragment("other", "")
 
 
