@@ -16,6 +16,8 @@ _SCHEDULE = re.compile(
 )
 # The judge that a VAE was trained with.
 _LOSS = PREFIXES["vae"] + "loss."
+# What counts the places of a prompt's tokens, without its text encoder's prefix: no weight, in some files.
+POSITION_IDS = "text_model.embeddings.position_ids"
 # Averages of the weights that a training kept beside them.
 AVERAGED = "model_ema."
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .keys import TEXT_PREFIXES
-from .passengers import AVERAGED, belongs_to_model
+from .passengers import AVERAGED, POSITION_IDS, belongs_to_model
 from .recognise import Recognised
 from .safetensors_io import DTYPES, TensorInfo, num_bytes
 from .tensor_file import TensorFile
@@ -18,7 +18,6 @@ from .tensor_file import TensorFile
 Header = Mapping[str, TensorInfo]
 
 _GB = 1e9
-_POSITIONS = "text_model.embeddings.position_ids"
 _TOKENS = "text_model.embeddings.token_embedding.weight"
 _TITLES = {"vae": "VAE", "text_encoder": "text encoder"}
 # What torch writes into a .ckpt or .pt since 2025, and the WebUI's check of pickles does not know.
@@ -79,11 +78,11 @@ def _of_checkpoint(path: Path, header: Header, found: Recognised) -> Iterator[st
 
 def _of_positions(header: Header, family: str) -> Iterator[str]:
     for prefix in TEXT_PREFIXES[family].values():
-        stored = header.get(prefix + _POSITIONS)
+        stored = header.get(prefix + POSITION_IDS)
         if prefix + _TOKENS in header and stored is None:
-            yield f"{prefix}{_POSITIONS} is missing, which older programs need: prune adds it."
+            yield f"{prefix}{POSITION_IDS} is missing, which older programs need: prune adds it."
         elif stored is not None and stored.dtype != "I64":
-            yield f"{prefix}{_POSITIONS} is {stored.dtype}, not whole numbers: prune writes it anew."
+            yield f"{prefix}{POSITION_IDS} is {stored.dtype}, not whole numbers: prune writes it anew."
 
 
 def _of_lora(header: Header, metadata: Mapping[str, str], found: Recognised) -> Iterator[str]:

@@ -21,10 +21,10 @@ from ..formats.keys import (
     vae_tensors_to_ldm,
 )
 from ..formats.passengers import AVERAGED
+from ..formats.passengers import POSITION_IDS as POSITION_IDS
 from .bundle import ModelBundle, StoredForm
 from .family import ModelFamily, TextEncoderKind
 
-POSITION_IDS = "text_model.embeddings.position_ids"
 _LOGIT_SCALE = 4.6055  # of OpenCLIP's training; nothing reads it
 _TURBO, _TURBO_WIDTH = "conditioner.embedders.0.", 1024
 _OLD_TEXT = tuple(PREFIXES["text"] + child for child in ("embeddings.", "encoder.", "final_layer_norm."))
