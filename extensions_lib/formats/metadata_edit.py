@@ -23,7 +23,9 @@ _NEEDED = (
     "ss_lr_scheduler", "ss_mixed_precision", "ss_loss_type", "ss_resolution", "ss_sd_model_hash",
     "ss_new_sd_model_hash", "ss_vae_hash", "ss_new_vae_hash",
 )  # fmt: skip
-_PRIVATE_NUMBERS = ("ss_session_id", "ss_training_started_at", "ss_training_finished_at")
+_PRIVATE_NUMBERS = (
+    "ss_session_id", "ss_training_started_at", "ss_training_finished_at", "ss_num_train_images", "ss_num_reg_images",
+)  # fmt: skip
 _FILE_NAMES = ("ss_sd_model_name", "ss_vae_name", "sd_checkpoint_name")  # without the folders before them
 # Of the others. Recipes of merges name models, not folders.
 _KEPT = re.compile(
@@ -37,7 +39,7 @@ _LEGACY_BEGIN, _LEGACY_BYTES = 0x100000, 0x10000
 
 
 def without_private(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What may be published: no folders, times, sessions, comments, tags and counts of captions, and nothing unknown.
+    """What may be published: no folders, times, sessions, comments, tags, counts of pictures, and nothing unknown.
 
     What the WebUI and model sites act on stays: family, network, hashes, ModelSpec but for the date, merge recipes.
     """

@@ -46,6 +46,7 @@ PRIVATE = {
     "ss_bucket_info": '{"buckets": {}}',
     "ss_training_comment": "for anna",
     "ss_session_id": "123456",
+    "ss_num_train_images": "20",
     "ss_training_started_at": "1700000000.5",
     "ss_training_finished_at": "1700000001",
     "ss_sd_scripts_commit_hash": "abc",
