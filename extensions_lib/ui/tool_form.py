@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import zip_longest
 from typing import Any
@@ -36,18 +36,15 @@ NARROW = ("choice", "number", "switch", "rate")
 # Texts of several lines.
 LONG_TEXTS = ("metadata.description", "metadata.pairs", "grid.x_values", "grid.y_values", "grid.prompts")
 
-Choices = Callable[[str], Sequence[str]]
-
 
 class ToolForm:
     """Made inside a gr.Blocks context, each part at the wanted place.
 
-    `choices` lists what the host has of a kind of file; `kind` is the tool that is seen at first.
+    `kind` is the tool that is seen at first. No file is listed yet: that is done when the page is opened.
     """
 
-    def __init__(self, kind: str, choices: Choices, *, hide_paths: bool) -> None:
+    def __init__(self, kind: str, *, hide_paths: bool) -> None:
         self._kind = kind
-        self._choices = choices
         self._hide_paths = hide_paths
         self._shown = {key: value for each in TOOLS for key, value in shown_tool(each, {}).items()}
         self._components: dict[str, Any] = {}
@@ -140,7 +137,7 @@ class ToolForm:
         if field.kind == "choice":
             common["choices"] = list(words_of_choices(field).values())
         elif field.kind == "file":
-            common |= {"choices": self.choices_of(field), "allow_custom_value": not self._hide_paths}
+            common |= {"choices": choices_of(field, ()), "allow_custom_value": not self._hide_paths}
         elif names_folders(field):
             common["info"] = FOLDERS_TEXT
         elif field.key in LONG_TEXTS:
@@ -148,11 +145,6 @@ class ToolForm:
         if field.slot:
             common |= {"scale": 3, "min_width": 240} if field.setting.option.file else {"scale": 1, "min_width": 110}
         self._components[field.key] = control_of(field, self._shown[field.key], common)
-
-    def choices_of(self, field: ToolField) -> list[str]:
-        """What the host lists for a field; of a file that need not be given, none as well."""
-        is_needed = field.setting.required and not field.slot
-        return [*([] if is_needed else [NONE]), *self._choices(field.setting.option.file)]
 
     def rows_of(self, kind: str) -> list[Any]:
         """The rows with a tool's own controls."""
@@ -173,6 +165,12 @@ class ToolForm:
 
     def _is_seen_at_first(self, field: ToolField) -> bool:
         return field in shared_fields() or field.key in self._seen(field.section, self._shown)
+
+
+def choices_of(field: ToolField, titles: Iterable[str]) -> list[str]:
+    """What can be chosen for a field, of the files that the host lists; none where one need not be given."""
+    is_needed = field.setting.required and not field.slot
+    return [*([] if is_needed else [NONE]), *titles]
 
 
 def note_html(kind: str, shown: Mapping[str, Shown]) -> str:

@@ -17,7 +17,7 @@ from .tool_fields import arranging_keys
 from .tool_form import ToolForm
 from .trial import TrialHandlers, connect_trial, trial_block, try_button
 from .vote import VoteHandlers, connect_vote, vote_block, vote_button
-from .workshop_handlers import HostFiles, WorkshopHandlers, verb
+from .workshop_handlers import WorkshopHandlers, verb
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ class Workshop:
     check: Any
     start: Any
     message: Any
+    any_file: Any
 
     def connect(self, tab: gr.Blocks, report: Any, tabs: Any, load: tuple[Any, Any]) -> None:
         """Inside the Blocks context: the events. `load` are the script's hidden text and button."""
         form, handlers = self.form, self.handlers
         groups = [*form.columns.values(), *form.accordions.values(), self.start]
         self.tool.input(handlers.choose, [self.tool], [*groups, *form.components], **QUICK)
-        self.refresh.click(handlers.refresh, [self.tool], form.components, **QUICK)
-        tab.load(handlers.refresh, [self.tool], form.components, **QUICK)
+        for listing in (self.refresh.click, tab.load):
+            listing(handlers.refresh, [self.tool], form.components, **QUICK)
+            listing(handlers.list_all, [], [self.any_file], **QUICK)
         self.check.click(handlers.check, [self.tool, *form.components], [self.message], **SEEN)
         started = self.start.click(handlers.start, [self.tool, *form.components], [self.message, report], **QUICK)
         started.then(fn=None, inputs=[], outputs=[], **js_argument(LOOK_AT_JOBS))
@@ -59,9 +61,8 @@ class Workshop:
 
 def build_workshop(manager: JobManager, host: Host) -> Workshop:
     """Inside a Blocks context: the controls. Needs no torch."""
-    files = HostFiles(host)
     first = next(iter(TOOLS))
-    form = ToolForm(first, files.titles, hide_paths=host.access().hide_paths)
+    form = ToolForm(first, hide_paths=host.access().hide_paths)
     with gr.Row(elem_id="train_studio_row_what", equal_height=False):
         choices = [(tool.title, kind) for kind, tool in TOOLS.items()]
         tool = gr.Radio(choices, value=first, label="What to do", elem_id="train_studio_tool")
@@ -80,20 +81,20 @@ def build_workshop(manager: JobManager, host: Host) -> Workshop:
     vote_block()
     for kind in TOOLS:
         form.accordion(kind)
-    handlers = WorkshopHandlers(manager, host, files, form)
+    handlers = WorkshopHandlers(manager, host, form)
     connect_vote(begin, tool, form.components, message, VoteHandlers(Votes(manager, host), handlers))
     if attempt is not None:
         connect_trial(attempt, tool, form.components, message, TrialHandlers(host, handlers))
-    _file_part(files, handlers, refresh, host.access().hide_paths)
-    return Workshop(form, handlers, tool, refresh, check, start, message)
+    chosen = _file_part(handlers, host.access().hide_paths)
+    return Workshop(form, handlers, tool, refresh, check, start, message, chosen)
 
 
-def _file_part(files: HostFiles, handlers: WorkshopHandlers, refresh: Any, hide_paths: bool) -> None:
-    """What a file is."""
+def _file_part(handlers: WorkshopHandlers, hide_paths: bool) -> Any:
+    """What a file is; returns the choice of the file."""
     with gr.Accordion("What is this file?", open=False, elem_id="train_studio_file"):
         with gr.Row(elem_id="train_studio_row_file", equal_height=False):
             chosen = gr.Dropdown(
-                files.titles("model"),
+                [],
                 label="The file",
                 allow_custom_value=not hide_paths,
                 scale=3,
@@ -110,4 +111,4 @@ def _file_part(files: HostFiles, handlers: WorkshopHandlers, refresh: Any, hide_
         look = gr.Button("Look", elem_id="train_studio_file_look")
         found = html_block("", "train_studio_file_found")
     look.click(handlers.describe, [chosen, whole], [found], **SEEN)
-    refresh.click(lambda: gr.update(choices=files.titles("model")), [], [chosen], **QUICK)
+    return chosen

@@ -14,12 +14,22 @@ from ..config.tools import TOOLS, kind_of
 from ..errors import AccessError, ConfigError, ExtensionError, Problem
 from ..jobs.manager import JobManager
 from ..ports import Host
-from .fields import Field, Shown
+from .fields import Shown
 from .file_view import file_html, size_words
 from .handlers import submitted
 from .messages import done_html, problems_html, warned_html
-from .tool_fields import NONE, filled_slots, names_folders, read_tool, shown_tool, tool_fields, tool_label, visible_keys
-from .tool_form import ToolForm, note_html
+from .tool_fields import (
+    NONE,
+    ToolField,
+    filled_slots,
+    names_folders,
+    read_tool,
+    shown_tool,
+    tool_fields,
+    tool_label,
+    visible_keys,
+)
+from .tool_form import ToolForm, choices_of, note_html
 from .wording import FILE_WORDS
 
 if TYPE_CHECKING:
@@ -42,32 +52,18 @@ class HostFiles:
         models = self._host.base_models() if kind == "checkpoint" else self._host.model_files(kind)
         return {model.title: model.path for model in models}
 
-    def titles(self, kind: str) -> list[str]:
-        """What can be chosen of a kind of file."""
-        return list(self.paths(kind))
-
-    def title_of(self, field: Field, shown: Shown) -> Shown:
-        """What a path is called on the page; itself when the host does not list it, nothing where paths are hidden."""
-        titles = {str(listed): title for title, listed in self.paths(field.setting.option.file).items()}
-        if shown in (None, NONE) or shown in titles:
-            return titles.get(str(shown), shown)
-        return None if self._host.access().hide_paths else shown
-
-    def path_of(self, field: Field, shown: Shown) -> Shown:
-        """The path of what was chosen or typed. Raises AccessError for a typed one where paths are not accepted."""
-        listed = self.paths(field.setting.option.file).get(str(shown))
-        if listed is None and shown not in (None, "", NONE) and self._host.access().hide_paths:
-            raise AccessError(f"{field.label}: paths are not accepted by this WebUI.", "Choose one of the list.")
-        return shown if listed is None else str(listed)
+    def of_tool(self, kind: str) -> dict[str, dict[str, Path]]:
+        """`paths` of every kind of file that a tool takes: the folders are looked through once for all its controls."""
+        return {each: self.paths(each) for each in {field.setting.option.file for field in _files(kind)}}
 
 
 class WorkshopHandlers:
     """Bound to one tab. `form` tells in which order the values of the controls come."""
 
-    def __init__(self, manager: JobManager, host: Host, files: HostFiles, form: ToolForm) -> None:
+    def __init__(self, manager: JobManager, host: Host, form: ToolForm) -> None:
         self._manager = manager
         self._host = host
-        self._files = files
+        self._files = HostFiles(host)
         self._form = form
 
     def choose(self, kind: str) -> list[Any]:
@@ -76,8 +72,13 @@ class WorkshopHandlers:
 
     def refresh(self, kind: str) -> list[Any]:
         """Updates of all controls: the lists of files of the chosen tool, which may have changed."""
-        choices = {field.key: self._form.choices_of(field) for field in _files(kind)}
+        listed = self._files.of_tool(kind)
+        choices = {field.key: choices_of(field, listed[field.setting.option.file]) for field in _files(kind)}
         return [gr.update(choices=choices[key]) if key in choices else gr.update() for key in self._form.keys]
+
+    def list_all(self) -> Any:
+        """An update of the choice of a file of any kind."""
+        return gr.update(choices=list(self._files.paths("model")))
 
     def arranger(self, kind: str) -> Callable[..., list[Any]]:
         """What is to be done after one of a tool's own controls changed, with the values of all of them.
@@ -210,16 +211,33 @@ class WorkshopHandlers:
         return config if isinstance(config, ToolConfig) else None
 
     def _with_paths(self, kind: str, shown: Mapping[str, Shown]) -> dict[str, Shown]:
-        """The files that are read by their paths instead of their titles. Raises AccessError."""
+        """The files that are read by their paths instead of their titles.
+
+        Raises AccessError for a typed one where paths are not accepted.
+        """
+        listed, hide_paths = self._files.of_tool(kind), self._host.access().hide_paths
         seen = visible_keys(kind, shown)
-        paths = {field.key: self._files.path_of(field, shown[field.key]) for field in _files(kind) if field.key in seen}
-        return {**shown, **paths}
+        paths = dict(shown)
+        for field in _files(kind):
+            title = shown[field.key]
+            path = listed[field.setting.option.file].get(str(title))
+            if path is not None:
+                paths[field.key] = str(path)
+            elif hide_paths and field.key in seen and title not in (None, "", NONE):
+                raise AccessError(f"{field.label}: paths are not accepted by this WebUI.", "Choose one of the list.")
+        return paths
 
     def _with_titles(self, kind: str, shown: Mapping[str, Shown]) -> dict[str, Shown]:
-        """The inverse of `_with_paths`, for settings that are loaded."""
-        return {**shown, **{field.key: self._files.title_of(field, shown[field.key]) for field in _files(kind)}}
+        """The inverse of `_with_paths`, for loaded settings: nothing in place of a path that may not be seen."""
+        listed = self._files.of_tool(kind)
+        titles = dict(shown)
+        for field in _files(kind):
+            known = {str(path): title for title, path in listed[field.setting.option.file].items()}
+            other = None if self._host.access().hide_paths and shown[field.key] != NONE else shown[field.key]
+            titles[field.key] = known.get(str(shown[field.key]), other)
+        return titles
 
-    def _fill_in_folders(self, field: Field, table: dict[str, Any]) -> None:
+    def _fill_in_folders(self, field: ToolField, table: dict[str, Any]) -> None:
         """Folders that were not given are those of the host's checkpoints and LoRAs."""
         if not table.get(field.setting.name):
             results = self._host.folders().results
@@ -236,5 +254,5 @@ def verb(kind: str) -> str:
     return TOOLS[kind].title.split()[0].strip(",")
 
 
-def _files(kind: str) -> list[Field]:
+def _files(kind: str) -> list[ToolField]:
     return [field for field in tool_fields(kind) if field.kind == "file"]
