@@ -29,6 +29,7 @@ SCHEDULE, OWN_SCHEDULE = "alphas_cumprod", "alphas_cumprod_original"
 EMPTY_PROMPT = "cond_stage_model_empty_prompt"
 TEXT = ("cond_stage_model.", "conditioner.")
 UNET = "model.diffusion_model."
+STOPPED = "Stopped; the model is as it was."
 BUSY = "Wait until it is done, or ask for its state again."
 FAMILY_FLAGS = {"sd1": "is_sd1", "sd2": "is_sd2", "sdxl": "is_sdxl"}
 PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v"}
@@ -108,7 +109,7 @@ class WebuiTrials:
                 self._lease.make_room()
                 work()
         except JobStopped:
-            self._status = TrialStatus(text="Stopped; the model is as it was.")
+            self._status = TrialStatus(text=STOPPED)
         except ExtensionError as error:
             self._failed(str(error))
         except Exception as error:
@@ -140,6 +141,8 @@ class WebuiTrials:
             self._end("")
             raise
         self._status = TrialStatus("on", candidate.title, _title(model))
+        if self._control.stop_requested:  # asked when the last tensor was in already
+            self._end(STOPPED)
 
     def _put(self, candidate: Candidate, values: TrialValues) -> None:
         model = values.model

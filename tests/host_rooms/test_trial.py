@@ -222,6 +222,18 @@ def test_undo_stops_one_that_is_being_put_in(host: Host) -> None:
     assert same(host.model, before)
 
 
+def test_undo_that_comes_after_the_last_tensor_is_not_lost(host: Host) -> None:
+    before, empty = values(host.model), host.webui.sd_models.get_empty_cond
+
+    def late(model: Model) -> str:
+        host.trials.undo()
+        return empty(model)
+
+    host.webui.sd_models.get_empty_cond = late
+    assert host.try_on(tensors_of(1)) == TrialStatus(text="Stopped; the model is as it was.")
+    assert same(host.model, before)
+
+
 def test_it_waits_for_the_hosts_lock(host: Host) -> None:
     host.webui.lock.acquire()
     host.trials.try_on(candidate(tensors_of(1)))
