@@ -12,6 +12,7 @@ from ..config.field import Setting, settings_of
 from ..config.job import OutputConfig, TrainJobConfig
 from ..config.methods import METHOD_CONFIGS
 from ..config.presets import PRESETS
+from ..config.rebuild import RebuildConfig
 from ..config.tool import ToolConfig
 from ..config.tools import KIND, TOOLS, Tool
 from ..jobs.store import REQUESTS
@@ -28,6 +29,7 @@ FILLED_BY_HOST = {
     (OutputConfig, "embedding_folder"): "Without it: the WebUI's own folder for embeddings.",
     (OutputConfig, "runs_folder"): "Here always Train Studio's own folder.",
     (ToolConfig, "folder"): "Without it: the WebUI's own folder for this kind of file.",
+    (RebuildConfig, "models"): "Without it: the WebUI's own folders for checkpoints and LoRAs.",
 }
 
 

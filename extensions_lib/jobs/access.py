@@ -63,14 +63,8 @@ def check_paths(paths: Iterable[NamedPath], policy: AccessPolicy, host: Host) ->
 def check_file(file: str, policy: AccessPolicy, host: Host) -> Path:
     """The path of a file that a user wants read, when `policy` allows it. Raises AccessError."""
     named = NamedPath("file", Path(file), holds_weights=True)
-    path = _resolved(named)
-    if not _is_within(path, policy, host):
-        raise _refused(named, policy)
-    if not policy.allow_pickles and has_pickles(path):
-        raise AccessError(
-            f"file names a pickle, {_shown(named, policy)}, which could run code.", "Use a .safetensors file."
-        )
-    return path
+    check_paths([named], policy, host)
+    return _resolved(named)
 
 
 def listed_files(host: Host, kind: str) -> tuple[BaseModel, ...]:
@@ -99,9 +93,7 @@ def _without_hash(title: str) -> str:
 
 def path_of_listed(given: str, host: Host) -> Path:
     """The path of a model file that is named by its path, or as the host lists it. Raises AccessError."""
-    path = Path(path_of(given, "model", host))
-    check_paths([NamedPath("file", path, holds_weights=True)], host.access(), host)
-    return path
+    return check_file(path_of(given, "model", host), host.access(), host)
 
 
 def check_name(name: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.codec import load
-from ..config.field import settings_of
+from ..config.field import Setting, settings_of
 from ..config.job import FOLDERS_BESIDE, TrainJobConfig
 from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..config.presets import PRESETS, merge
@@ -39,7 +39,8 @@ def prepare_job(table: Mapping[str, Any], host: Host) -> TrainJobConfig:
 def prepare_tool(table: Mapping[str, Any], host: Host) -> ToolConfig:
     """The settings of a tool, named by the key 'tool', with the host's own folder where `table` gives none.
 
-    Files may be named as the host lists them. Raises ConfigError with every mistake, or AccessError.
+    Files may be named as the host lists them; models are looked for in its own folders unless others are given. Raises
+    ConfigError with every mistake, or AccessError.
     """
     given = table.get("folder", "")
     given = given.strip() if isinstance(given, str) else given
@@ -82,6 +83,8 @@ def _with_paths(cls: type, table: Mapping[str, Any], host: Host) -> dict[str, An
     filled = dict(table)
     for setting in settings_of(cls):
         value, option = table.get(setting.name), setting.option
+        if not value and _lists_folders(setting):
+            value = [str(host.folders().results[kind]) for kind in ("checkpoint", "lora")]
         if option.file and isinstance(value, str):
             filled[setting.name] = path_of(value, option.file, host)
         elif option.item is not None and isinstance(value, (list, tuple)):
@@ -90,6 +93,12 @@ def _with_paths(cls: type, table: Mapping[str, Any], host: Host) -> dict[str, An
                 _with_paths(option.item, each, host) if isinstance(each, Mapping) else each for each in entries
             ]
     return filled
+
+
+def _lists_folders(setting: Setting) -> bool:
+    """Whether a setting is a list of folders to look for models in."""
+    item = setting.option.item
+    return item is not None and any(each.option.file == "folder" for each in settings_of(item))
 
 
 def with_host_values(table: Mapping[str, Any], host: Host) -> dict[str, Any]:

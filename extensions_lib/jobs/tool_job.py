@@ -48,6 +48,7 @@ def do_tool(
     if TOOLS[kind_of(config)].draws:
         _show(result.path, run_folder, events)
     if result.kind in ARTEFACTS:
+        events.emit(PhaseProgress(phase="publish", done=0, total=1))  # waits while the host draws
         publish_and_tell(surroundings, events.emit, 0, result.path, result.kind, result.num_modules)
     events.emit(JobFinished(reason="completed", step=0, path=str(result.path)))
     return result.path

@@ -22,7 +22,6 @@ from .tool_fields import (
     NONE,
     ToolField,
     filled_slots,
-    names_folders,
     read_tool,
     shown_tool,
     tool_fields,
@@ -129,11 +128,7 @@ class WorkshopHandlers:
 
     def table(self, kind: str, shown: Mapping[str, Shown]) -> dict[str, Any]:
         """The settings that the form describes, with paths, not checked yet. Raises AccessError."""
-        table = read_tool(kind, self._with_paths(kind, shown))
-        for field in tool_fields(kind):
-            if names_folders(field):
-                self._fill_in_folders(field, table)
-        return table
+        return read_tool(kind, self._with_paths(kind, shown))
 
     def describe(self, chosen: str | None, whole: bool) -> str:
         """What a file is, as HTML; `whole` reads all of it, for its hashes and to look for NaN."""
@@ -236,12 +231,6 @@ class WorkshopHandlers:
             other = None if self._host.access().hide_paths and shown[field.key] != NONE else shown[field.key]
             titles[field.key] = known.get(str(shown[field.key]), other)
         return titles
-
-    def _fill_in_folders(self, field: ToolField, table: dict[str, Any]) -> None:
-        """Folders that were not given are those of the host's checkpoints and LoRAs."""
-        if not table.get(field.setting.name):
-            results = self._host.folders().results
-            table[field.setting.name] = [str(results[kind]) for kind in ("checkpoint", "lora")]
 
     def error(self, error: ExtensionError, kind: str, shown: Mapping[str, Shown]) -> str:
         """An error as HTML, in the words of the form."""

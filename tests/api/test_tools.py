@@ -64,6 +64,7 @@ def test_every_tool_is_described_with_its_settings(client: TestClient) -> None:
         files = {name: shown["x-file"] for name, shown in schema["properties"].items() if "x-file" in shown}
         declared = {each.name: each.option.file for each in settings_of(tool.settings) if each.option.file}
         assert files == declared
+    assert "models" in told["merge"]["required"] and "models" not in told["rebuild"]["required"]
     assert told["merge"]["properties"]["models"]["items"]["properties"]["path"]["x-file"] == "checkpoint"
 
 

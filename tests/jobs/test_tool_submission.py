@@ -74,6 +74,13 @@ def test_of_two_files_the_very_title_counts(recording_host: Any) -> None:
     assert [model.path for model in models] == [str(Path("/two")), str(Path("/one")), "a.ckpt [x]"]
 
 
+@pytest.mark.parametrize("given", [{}, {"models": []}])
+def test_models_are_looked_for_in_the_hosts_folders(recording_host: Any, given: dict[str, Any]) -> None:
+    results = recording_host.folders().results
+    config = prepare_tool({"tool": "rebuild", "name": "again", "file": "x.json", **given}, recording_host)
+    assert [folder.path for folder in config.models] == [str(results["checkpoint"]), str(results["lora"])]
+
+
 @pytest.mark.parametrize(
     ("table", "told"),
     [
