@@ -12,6 +12,7 @@ from ..config.codec import dump
 from ..config.tool import ToolConfig
 from ..config.tools import TOOLS, kind_of
 from ..errors import AccessError, ConfigError, ExtensionError, Problem
+from ..jobs.access import LISTED_KINDS, check_file, listed_files, path_of
 from ..jobs.manager import JobManager
 from ..ports import Host
 from .fields import Shown
@@ -34,7 +35,6 @@ from .wording import FILE_WORDS
 if TYPE_CHECKING:
     from ..merge.tools import Outlook
 
-LISTED = ("checkpoint", "lora", "embedding", "hypernetwork", "vae")
 TRAINING_TAB, WORKSHOP_TAB = "training", "workshop"
 
 
@@ -47,9 +47,9 @@ class HostFiles:
     def paths(self, kind: str) -> dict[str, Path]:
         """Titles and paths of a kind of file (see `Option.file`); of 'model' those of all kinds, named before them."""
         if kind == "model":
-            return {f"{FILE_WORDS[each]}: {title}": path for each in LISTED for title, path in self.paths(each).items()}
-        models = self._host.base_models() if kind == "checkpoint" else self._host.model_files(kind)
-        return {model.title: model.path for model in models}
+            kinds = ("checkpoint", *LISTED_KINDS)
+            return {f"{FILE_WORDS[each]}: {title}": path for each in kinds for title, path in self.paths(each).items()}
+        return {model.title: model.path for model in listed_files(self._host, kind)}
 
     def of_tool(self, kind: str) -> dict[str, dict[str, Path]]:
         """`paths` of every kind of file that a tool takes: the folders are looked through once for all its controls."""
@@ -188,8 +188,6 @@ class WorkshopHandlers:
 
     def _file(self, chosen: str) -> Path:
         """The path of a file of the list, or of one that was typed and may be read. Raises ExtensionError."""
-        from ..jobs.access import check_file
-
         if not chosen or chosen == NONE:
             raise ConfigError([Problem("file", "is missing")], "Choose a file.")
         listed = self._files.paths("model").get(chosen)
@@ -210,17 +208,21 @@ class WorkshopHandlers:
 
         Raises AccessError for a typed one where paths are not accepted.
         """
-        listed, hide_paths = self._files.of_tool(kind), self._host.access().hide_paths
-        seen = visible_keys(kind, shown)
+        listed, seen = self._files.of_tool(kind), visible_keys(kind, shown)
         paths = dict(shown)
         for field in _files(kind):
-            title = shown[field.key]
-            path = listed[field.setting.option.file].get(str(title))
-            if path is not None:
-                paths[field.key] = str(path)
-            elif hide_paths and field.key in seen and title not in (None, "", NONE):
-                raise AccessError(f"{field.label}: paths are not accepted by this WebUI.", "Choose one of the list.")
+            title, kind_of_file = str(shown[field.key]), field.setting.option.file
+            if field.key in seen and shown[field.key] not in (None, "", NONE):
+                known = listed[kind_of_file].get(title)
+                paths[field.key] = str(known) if known else self._typed(title, kind_of_file, field.label)
         return paths
+
+    def _typed(self, title: str, kind_of_file: str, label: str) -> str:
+        """What is not in the list as it is called: a path, or a title from before the host knew the file's hash."""
+        path = path_of(title, kind_of_file, self._host)
+        if path == title and self._host.access().hide_paths:
+            raise AccessError(f"{label}: paths are not accepted by this WebUI.", "Choose one of the list.")
+        return path
 
     def _with_titles(self, kind: str, shown: Mapping[str, Shown]) -> dict[str, Shown]:
         """The inverse of `_with_paths`, for loaded settings: nothing in place of a path that may not be seen."""
