@@ -129,6 +129,42 @@ class CombineConfig(ReducingConfig):
         return [*missing, *super().problems()]
 
 
+EMBEDDINGS = ("keep", "drop", "beside")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertLoraConfig(LoraToolConfig):
+    """A LoRA-family file as the WebUI reads it."""
+
+    network: str = option(help="A file of any program: LoRA, LoCon, LoHa, LoKr, DoRA, full difference.", file="lora")
+    family: str = option("auto", help="The models it is for.", choices=("auto", "sd1", "sd2", "sdxl"))
+    scale: float = option(1.0, help="The strength of the file that strength 1 of the result is.")
+    alpha: float = option(
+        0.0, help="Alpha where the file holds none (peft's lora_alpha); 0: what it says, or as its rank.", min=0.0,
+        advanced=True,
+    )  # fmt: skip
+    base: str = option(
+        "", help="For a DoRA: the checkpoint it was trained on. What it adds there is written.", file="checkpoint"
+    )
+    rank: int = option(
+        0, help="With base: directions a layer of the DoRA gets, at most. 0: whole differences, exact and large.",
+        min=0, max=1024,
+    )  # fmt: skip
+    embeddings: str = option(
+        "keep", help="Words bundled with it; beside: as embeddings of their own.", choices=EMBEDDINGS
+    )
+    embeddings_folder: str = option(
+        "", help="Folder for these embeddings; empty: that of the result.", file="folder", advanced=True
+    )
+    ignore_unknown: bool = option(False, help="Leave out layers that these models do not have; they are listed.")
+
+    def problems(self) -> list[Problem]:
+        """Mistakes that only several settings together make."""
+        zero = [Problem("scale", "is 0; the result would change nothing")] if self.scale == 0 else []
+        idle = [Problem("rank", "is for a DoRA with its base; give base too")] if self.rank and not self.base else []
+        return [*zero, *idle, *super().problems()]
+
+
 def _about_threshold(criterion: str, threshold: float) -> list[Problem]:
     accepted = {"rank": "0", "ratio": "1 or more"}.get(criterion, "above 0 and at most 1")
     fits = {"rank": threshold == 0, "ratio": threshold >= 1}.get(criterion, 0 < threshold <= 1)

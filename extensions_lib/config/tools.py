@@ -13,7 +13,7 @@ from .files import ConvertConfig, MetadataConfig, PruneConfig
 from .grid import GridConfig
 from .job import TrainJobConfig
 from .merge import MergeConfig
-from .networks import BakeConfig, CombineConfig, ExtractConfig, ResizeConfig
+from .networks import BakeConfig, CombineConfig, ConvertLoraConfig, ExtractConfig, ResizeConfig
 from .rebuild import RebuildConfig
 from .tool import ToolConfig
 
@@ -48,6 +48,9 @@ TOOLS: dict[str, Tool] = {
     "extract": Tool("Extract a LoRA", "Make a LoRA of the difference of two checkpoints.", ExtractConfig, "lora"),
     "combine": Tool("Combine LoRAs", "Make one LoRA of several, each with a weight.", CombineConfig, "lora"),
     "resize": Tool("Resize a LoRA", "Make a LoRA smaller: fewer directions a layer.", ResizeConfig, "lora"),
+    "convert-lora": Tool(
+        "Convert a LoRA", "Write a LoRA of any program as the WebUI reads it.", ConvertLoraConfig, "lora"
+    ),
     "prune": Tool("Prune, cast and repair", "Make a checkpoint smaller, and repair it.", PruneConfig, "checkpoint"),
     "convert": Tool("Convert a checkpoint", "Write a checkpoint as another kind of file.", ConvertConfig, "checkpoint"),
     "metadata": Tool("Edit metadata", "Change what a file says of itself, for others to see.", MetadataConfig, ""),

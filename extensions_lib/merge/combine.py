@@ -164,15 +164,11 @@ def _method_text(config: CombineConfig) -> str:
     return f"{' | '.join(entry.weight for entry in config.networks)}, {how}"
 
 
-def _is_v(metadata: Mapping[str, str]) -> bool:
-    return metadata.get("modelspec.prediction_type") == "v" or metadata.get("ss_base_model_version") == "sd_v2_v"
-
-
 def _told(recipe: Recipe, family: str, files: Sequence[LoraFile], changes: Sequence[LayerChange]) -> Mapping[str, str]:
     """The header of a LoRA; it calls for the words of all files."""
     ranks = [change.rank for change in changes if change.algorithm == "LoRA"]
     triggers = dict.fromkeys(file.metadata.get("modelspec.trigger_phrase", "") for file in files)
-    is_v = any(_is_v(file.metadata) for file in files)
+    is_v = any(file.is_v for file in files)
     info = ArtefactInfo(
         output_name=recipe.settings["name"],
         family=family,

@@ -46,6 +46,12 @@ class LoraFile:
     metadata: Mapping[str, str]
 
     @property
+    def is_v(self) -> bool:
+        """Made for a model that predicts v, as far as the header tells."""
+        told = self.metadata
+        return told.get("modelspec.prediction_type") == "v" or told.get("ss_base_model_version") == "sd_v2_v"
+
+    @property
     def doras(self) -> list[str]:
         """The layers whose change depends on the base weight."""
         return [name for name, change in self.changes.items() if change.needs_base]

@@ -15,6 +15,7 @@ from ..events import Warned
 from ..formats.safetensors_io import read_header
 from .bake import bake, plan_bake
 from .combine import combine
+from .convert_lora import convert_lora
 from .execute import execute
 from .extract import extract
 from .lora_files import WrittenLora
@@ -34,6 +35,7 @@ MAKERS: dict[str, Callable[..., Merged | WrittenLora]] = {
     "extract": lambda config, control, emit, recipe: extract(config, control, emit, recipe=recipe),
     "combine": lambda config, control, emit, recipe: combine(config, control, emit, recipe=recipe),
     "resize": lambda config, control, emit, recipe: resize(config, control, emit, recipe=recipe),
+    "convert-lora": lambda config, control, emit, recipe: convert_lora(config, control, emit, recipe=recipe),
     "prune": lambda config, control, emit, recipe: prune(plan_prune(config), control, emit, recipe=recipe).merged,
 }
 

@@ -17,7 +17,7 @@ from ..config.codec import dump
 from ..config.field import Setting, settings_of
 from ..config.merge import FORMULAS
 from ..config.tool import ToolConfig
-from ..config.tools import kind_of
+from ..config.tools import kind_of, source_files
 from ..errors import FormatError
 from ..formats.lineage import HOST_MODELS, HOST_RECIPE
 from ..formats.metadata import architecture
@@ -64,14 +64,7 @@ def own_key(kind: str) -> str:
 
 def source_paths(config: ToolConfig) -> list[Path]:
     """The files that the settings name, in the order in which these are declared."""
-    paths: list[Path] = []
-    for setting in settings_of(type(config)):
-        value = getattr(config, setting.name)
-        if _lists_files(setting):
-            paths += [Path(entry.path) for entry in value]
-        elif _names_a_file(setting) and value:
-            paths.append(Path(value))
-    return paths
+    return [Path(named.path) for named in source_files(config)]
 
 
 def recipe_of(config: ToolConfig, parents: Sequence[Parent]) -> Recipe:

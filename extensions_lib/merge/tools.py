@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.artefacts import ARTEFACTS
 from ..config.files import FORMATS, ConvertConfig, MetadataConfig, PruneConfig
 from ..config.merge import MergeConfig
-from ..config.networks import BakeConfig, CombineConfig, ExtractConfig, ResizeConfig
+from ..config.networks import BakeConfig, CombineConfig, ConvertLoraConfig, ExtractConfig, ResizeConfig
 from ..config.rebuild import RebuildConfig
 from ..config.tool import ToolConfig
 from ..config.tools import kind_of, source_files
@@ -19,6 +19,7 @@ from ..formats.safetensors_io import num_bytes
 from .bake import bake, plan_bake
 from .combine import combine
 from .convert import convert
+from .convert_lora import convert_lora
 from .edit_metadata import edit_metadata
 from .execute import execute
 from .extract import extract
@@ -129,6 +130,10 @@ def _combine(config: CombineConfig, control: JobControl, emit: Emit, hash_of: Ha
     return _lora(combine(config, control, emit, hash_of=hash_of))
 
 
+def _convert_lora(config: ConvertLoraConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
+    return _lora(convert_lora(config, control, emit, hash_of=hash_of))
+
+
 def _resize(config: ResizeConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
     return _lora(resize(config, control, emit, hash_of=hash_of))
 
@@ -190,6 +195,7 @@ PLANS: dict[str, Callable[..., Outlook]] = {
     "extract": _plan_file,
     "combine": _plan_file,
     "resize": _plan_file,
+    "convert-lora": _plan_file,
     "prune": _plan_prune,
     "convert": _plan_convert,
     "metadata": _plan_metadata,
@@ -201,6 +207,7 @@ RUNNERS: dict[str, Callable[..., ToolResult]] = {
     "extract": _extract,
     "combine": _combine,
     "resize": _resize,
+    "convert-lora": _convert_lora,
     "prune": _prune,
     "convert": _convert,
     "metadata": _metadata,

@@ -189,3 +189,15 @@ def test_files(tmp_path: Path, family_models: FamilyModels, capsys: pytest.Captu
     assert facts["made_by"][0].endswith("(prune)") and facts["problems"] == []
     assert main(["convert", base, "--name", "x", *folder]) == 4
     assert "is a .safetensors file already" in capsys.readouterr().err
+
+
+def test_convert_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    factors = {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(6, 2)}
+    path = write_atomic(tmp_path / "peft.safetensors", factors, {})
+    command = ["convert-lora", str(path), "--name", "own", "--folder", str(tmp_path)]
+    assert main(command) == 4
+    assert "peft.safetensors does not tell for which models it is" in capsys.readouterr().err
+    assert main([*command, "--family", "sd1", "--scale", "0.5"]) == 0
+    assert "1 layers of rank 2." in capsys.readouterr().out
+    assert set(read_tensors(tmp_path / "own.safetensors")) == {f"{LAYER}.{suffix}" for suffix in SUFFIXES}

@@ -26,6 +26,7 @@ def tables(abc: list[Path], tmp_path: Path) -> dict[str, dict[str, Any]]:
         "extract": {"base": a, "tuned": b},
         "combine": {"networks": [lora, lora]},
         "resize": {"network": lora},
+        "convert-lora": {"network": lora},
         "prune": {"model": a},
         "convert": {"model": a, "to": "ckpt"},
         "metadata": {"file": a, "title": "x"},
