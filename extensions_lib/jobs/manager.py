@@ -241,7 +241,8 @@ class JobManager:
         if told.state not in ("queued", *ACTIVE_STATES):
             return told.state
         if not is_locked(folder.lock_file):
-            return "interrupted"
+            is_made = told.is_tool and any(Path(saved.path).exists() for saved in told.results)
+            return "completed" if is_made else "interrupted"
         return told.state if told.state in ACTIVE_STATES else first
 
     def _asked_steps(self, job_id: str) -> int | None:

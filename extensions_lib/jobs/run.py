@@ -14,7 +14,7 @@ from ..config.tool import ToolConfig
 from ..config.tools import JobConfig
 from ..control import JobControl
 from ..errors import ConfigError, ExtensionError, JobStateError, JobStopped, Problem, TrainingError, is_out_of_memory
-from ..events import EventStream, JobFailed, JobFinished, Listener
+from ..events import CheckpointSaved, EventStream, JobFailed, JobFinished, Listener
 from ..formats.atomic import remove_leftovers
 from ..ports import ALONE, Surroundings
 from .lock import run_lock
@@ -103,7 +103,9 @@ def check_resume(folder: RunFolder, max_train_steps: int | None = None) -> JobCo
 
 def _refuse_finished(folder: RunFolder, done: int, max_train_steps: int) -> None:
     """A run whose last event says so is finished; one that could not write its result may try again."""
-    if done >= max_train_steps and _is_completed(folder):
+    last = next(reversed(list(folder.events())), None)
+    is_saved = isinstance(last, JobFinished) and last.reason == "completed"
+    if done >= max_train_steps and is_saved:
         raise TrainingError(
             f"The run {folder.path} is finished: {done} of {max_train_steps} steps are done.",
             f"To train longer, resume it with more steps, for instance --max-train-steps {done + max(1, done // 2)}.",
@@ -113,14 +115,12 @@ def _refuse_finished(folder: RunFolder, done: int, max_train_steps: int) -> None
 def _check_tool_again(folder: RunFolder, config: ToolConfig, max_train_steps: int | None) -> None:
     if max_train_steps is not None:
         raise ConfigError([Problem("max_train_steps", f"is {max_train_steps}; this job has no steps, leave it out")])
-    if _is_completed(folder):
-        raise JobStateError(f"The job {folder.job_id} is finished.", "Start a new one with its settings.")
+    saved = [event.path for event in folder.events() if isinstance(event, CheckpointSaved)]
+    if any(Path(path).exists() for path in saved):
+        raise JobStateError(
+            f"The job {folder.job_id} is finished: {saved[-1]} is written.", "Start a new one with its settings."
+        )
     check_new(config)
-
-
-def _is_completed(folder: RunFolder) -> bool:
-    last = next(reversed(list(folder.events())), None)
-    return isinstance(last, JobFinished) and last.reason == "completed"
 
 
 def _run(

@@ -35,8 +35,8 @@ def tool_parts(status: JobStatus, messages: str, has_prompt: bool) -> str:
 
 
 def start_again(status: JobStatus, style: str = "") -> str:
-    """The button that queues a job again which has made nothing; '' for one that has."""
-    if status.state == "completed":
+    """The button that queues a job again whose result is not there; '' for one that has made it."""
+    if status.results:
         return ""
     return job_button("Start again", status.job_id, "continue", {}, style=style, title="From the beginning")
 

@@ -158,7 +158,7 @@ def test_a_run_of_a_tool_begins_again(models: list[str], tmp_path: Path, capsys:
     assert "completed in " in capsys.readouterr().out
     assert (tmp_path / "out" / "mixed.safetensors").exists()
     assert main(["resume", str(folder.path)]) != 0
-    assert "The job mixed is finished." in capsys.readouterr().err
+    assert "The job mixed is finished: " in capsys.readouterr().err
     assert main(["resume", str(folder.path), "--max-train-steps", "3"]) == 2
     assert main(["preview", str(folder.path), "--output", str(tmp_path / "x.png")]) != 0
     assert "is the run of 'merge', no training." in capsys.readouterr().err

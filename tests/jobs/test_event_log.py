@@ -66,3 +66,20 @@ def test_an_end_that_could_not_be_written_is_told_and_not_kept(log: EventLog, tm
     assert log.status().state == "queued"
     phase = PhaseProgress(phase="load model", done=0, total=1, sequence=1, time=1.0)
     assert log.status(phase).state == "queued"
+
+
+def test_runs_of_earlier_versions_have_their_end(log: EventLog, tmp_path: Path) -> None:
+    ended = {"reason": "completed", "step": 9, "path": "cat.safetensors"}
+    stamps = {"job_id": "cat", "time": 1.0}
+    events = [
+        {"event": "CheckpointSaved", "step": 9, "path": "cat.safetensors", "num_modules": 3, "sequence": 1},
+        {"event": "TrainingFinished", **ended, "sequence": 2},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps({**event, **stamps}) + "\n" for event in events))
+    log.refresh()
+    assert (log.status().state, log.status().step) == ("completed", 9)
+    failed = {"event": "TrainingFailed", "error": "X", "message": "it broke", "hint": "", "sequence": 3, **stamps}
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write(json.dumps(failed) + "\n")
+    log.refresh()
+    assert (log.status().state, log.status().error) == ("failed", "it broke")

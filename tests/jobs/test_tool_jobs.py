@@ -248,10 +248,42 @@ def test_what_only_trainings_can_do_is_refused(manager: JobManager, merge_table:
         manager.ask("mixed", word)
 
 
-def test_a_finished_one_is_not_started_again(manager: JobManager, merge_table: MakeTable) -> None:
+def test_a_finished_one_is_started_again_only_when_its_file_is_gone(
+    manager: JobManager, merge_table: MakeTable, tmp_path: Path
+) -> None:
+    path = tmp_path / "out" / "mixed.safetensors"
     finished(manager, manager.submit(load_any_tool(merge_table())))
-    with pytest.raises(JobStateError, match="The job mixed is finished"):
+    with pytest.raises(JobStateError, match=f"The job mixed is finished: {path} is written."):
         manager.continue_run("mixed")
+    path.unlink()
+    assert manager.status("mixed").results == ()
+    manager.continue_run("mixed")
+    assert finished(manager, "mixed").state == "completed" and path.exists()
+
+
+def test_a_stop_after_the_file_is_written_comes_too_late(
+    manager: JobManager, merge_table: MakeTable, recording_host: Any
+) -> None:
+    def stop(path: Path) -> Published:
+        manager.ask("mixed", "stop")
+        return Published("visible", True)
+
+    recording_host.on_publish = stop
+    done = finished(manager, manager.submit(load_any_tool(merge_table())))
+    assert (done.state, done.results[0].published) == ("completed", "visible")
+
+
+def test_killed_after_the_file_was_written_it_is_complete(
+    manager: JobManager, merge_table: MakeTable, recording_host: Any
+) -> None:
+    finished(manager, manager.submit(load_any_tool(merge_table())))
+    log = manager.folder("mixed").event_file
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if "JobFinished" not in line), encoding="utf-8")
+    status = JobManager(recording_host).status("mixed")
+    assert (status.state, len(status.results)) == ("completed", 1)
+    Path(status.results[0].path).unlink()
+    assert JobManager(recording_host).status("mixed").state == "interrupted"
 
 
 def test_a_tool_has_no_steps_to_extend(manager: JobManager, merge_table: MakeTable, recording_host: Any) -> None:

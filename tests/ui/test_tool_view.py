@@ -83,7 +83,7 @@ def test_progress_is_that_of_the_phase(manager: FakeManager) -> None:
     ],
 )
 def test_only_what_makes_sense_can_be_asked(manager: FakeManager, state: str, labels: list[str]) -> None:
-    add(manager, [MERGING], state)
+    add(manager, [MERGING, SAVED] if state == "completed" else [MERGING], state)
     buttons = Elements(page(manager)).buttons()
     assert list(buttons) == labels
     if "Start again" in buttons:
@@ -128,7 +128,9 @@ def test_a_sheet_of_pictures_is_shown_whole(manager: FakeManager) -> None:
 def test_a_file_that_was_deleted_since_is_said_to_be_gone(manager: FakeManager) -> None:
     add(manager, [MERGING, SAVED, DONE])
     manager.change("half", results=())
-    assert "The file is not there any more." in page(manager)
+    text = page(manager)
+    assert "The file is not there any more." in text
+    assert list(Elements(text).buttons()) == ["Start again", "Load these settings"]
 
 
 def test_the_lists_of_the_webui_are_read_again_for_a_checkpoint(manager: FakeManager) -> None:
