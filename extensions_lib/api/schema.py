@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from ..config.field import Setting, settings_of
 from ..config.job import OutputConfig, TrainJobConfig
 from ..config.methods import METHOD_CONFIGS
+from ..config.networks import ConvertLoraConfig
 from ..config.presets import PRESETS
 from ..config.rebuild import RebuildConfig
 from ..config.tool import ToolConfig
@@ -29,6 +30,7 @@ FILLED_BY_HOST = {
     (OutputConfig, "embedding_folder"): "Without it: the WebUI's own folder for embeddings.",
     (OutputConfig, "runs_folder"): "Here always Train Studio's own folder.",
     (ToolConfig, "folder"): "Without it: the WebUI's own folder for this kind of file.",
+    (ConvertLoraConfig, "embeddings_folder"): "Without it: the WebUI's own folder for embeddings.",
     (RebuildConfig, "models"): "Without it: the WebUI's own folders for checkpoints and LoRAs.",
 }
 

@@ -19,6 +19,9 @@ from ..ports import Host
 from .access import check_access, path_of
 from .families import with_family
 
+# Settings of tools that name the folder for further files, with the kind of these.
+BESIDE = {"embeddings_folder": "embedding"}
+
 
 def prepare_job(table: Mapping[str, Any], host: Host) -> TrainJobConfig:
     """The settings of `table` with the host's own where it says nothing: base model, folders for result and runs.
@@ -47,12 +50,19 @@ def prepare_tool(table: Mapping[str, Any], host: Host) -> ToolConfig:
     known = {KIND: str(table.get(KIND, "")), "folder": given or str(host.folders().work)}
     kind = known[KIND]
     files = _with_paths(TOOLS[kind].settings, table, host) if kind in TOOLS else table
-    config = load_any_tool({**files, **known})
+    config = _with_folders_beside(load_any_tool({**files, **known}), host)
     check_access(config, host.access(), host)
     if not given:
         config = dataclasses.replace(config, folder=str(own_folder(config, host)))
         check_access(config, host.access(), host)
     return config
+
+
+def _with_folders_beside(config: ToolConfig, host: Host) -> ToolConfig:
+    """With the host's own folders for the further files of a result, where none are given."""
+    results = host.folders().results
+    empty = {name: str(results[kind]) for name, kind in BESIDE.items() if getattr(config, name, None) == ""}
+    return dataclasses.replace(config, **empty)
 
 
 def own_folder(config: ToolConfig, host: Host) -> Path:

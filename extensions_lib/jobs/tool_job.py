@@ -49,6 +49,9 @@ def do_tool(
         _show(result.path, run_folder, events)
     if result.kind in ARTEFACTS:
         events.emit(PhaseProgress(phase="publish", done=0, total=1))  # waits while the host draws
+        for path in result.beside:
+            if path.suffix == ".safetensors":  # a word taken out of a LoRA; a yaml is no result
+                publish_and_tell(surroundings, events.emit, 0, path, "embedding", 0)
         publish_and_tell(surroundings, events.emit, 0, result.path, result.kind, result.num_modules)
     events.emit(JobFinished(reason="completed", step=0, path=str(result.path)))
     return result.path

@@ -88,7 +88,7 @@ class RecordingHost:
         self.on_lend(parked)
 
     def publish(self, path: Path, kind: str, num_modules: int) -> Published | None:
-        assert num_modules > 0 or kind == "checkpoint"
+        assert num_modules > 0 or kind in ("checkpoint", "embedding")
         self.notes.append(f"publish {kind} {path.name} card={path.with_suffix('.json').exists()}")
         return self.on_publish(path)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from extensions_lib.config.codec import load
 from extensions_lib.config.methods import METHOD_CONFIGS
@@ -19,11 +20,13 @@ from extensions_lib.config.tools import TOOLS, load_any_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, JobStateError, MergeError, OutputError
 from extensions_lib.events import JobFailed, JobFinished, PauseChanged, PhaseProgress
+from extensions_lib.formats.embedding import bundled_tensors
 from extensions_lib.formats.hashes import file_sha256
-from extensions_lib.formats.safetensors_io import read_header
+from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 from extensions_lib.jobs.manager import JobManager
 from extensions_lib.jobs.run import resume
 from extensions_lib.jobs.store import RunFolder, create_run_folder
+from extensions_lib.jobs.submission import prepare_tool
 from extensions_lib.ports import Published
 
 from ..merge.conftest import small_lora, small_model, stored
@@ -369,3 +372,22 @@ def test_forget_deletes_the_run_and_leaves_the_file(manager: JobManager, merge_t
     manager.forget("mixed")
     assert manager.statuses() == ()
     assert result.exists()
+
+
+def test_words_taken_out_of_a_lora_are_published_as_embeddings(
+    manager: JobManager, recording_host: Any, tmp_path: Path
+) -> None:
+    lora = small_lora(tmp_path, "cat.safetensors", ("lora_te_text_model_encoder_layers_0_mlp_fc1", 3072, 768))
+    words = bundled_tensors("zcat", {"": torch.ones(2, 768)})
+    path = write_atomic(tmp_path / "both.safetensors", {**read_tensors(lora), **words}, {})
+    table = {"tool": "convert-lora", "name": "plain", "network": str(path), "family": "sd1", "embeddings": "beside"}
+    config = prepare_tool(table, recording_host)
+    results = recording_host.folders().results
+    assert config.embeddings_folder == str(results["embedding"])
+    done = finished(manager, manager.submit(config))
+    assert done.state == "completed", done.error
+    assert done.results[0].beside == (str(results["embedding"] / "zcat.safetensors"),)
+    assert recording_host.notes == [
+        "publish embedding zcat.safetensors card=False",
+        "publish lora plain.safetensors card=False",
+    ]
