@@ -67,6 +67,7 @@ def convert(config: ConvertConfig, control: JobControl, emit: Emit) -> Converted
         size = sum(map(num_bytes, source.infos.values()))
         if config.to == "diffusers":
             _check_folder(output, path, size, overwrite=config.overwrite)
+            _warn_of_lists(output.parent, emit)
             return _to_folder(path, source, output, control, emit, overwrite=config.overwrite)
         check_output(output, source.paths, size, overwrite=config.overwrite)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +124,17 @@ def _check_folder(output: Path, source: Path, size: int, *, overwrite: bool) -> 
         raise OutputError(f"{output} already exists and was not touched.", "Choose another name, or allow overwriting.")
     check_output(output / "model_index.json", [source], size, overwrite=overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _warn_of_lists(folder: Path, emit: Emit) -> None:
+    """A WebUI takes every file below its checkpoint folder for a checkpoint."""
+    if any(path.suffix in (".safetensors", ".ckpt") for path in folder.iterdir()):
+        emit(
+            Warned(
+                text=f"{folder} holds checkpoints. If it is a WebUI's, the networks in the new folder are listed there "
+                "as checkpoints, too; move it elsewhere."
+            )
+        )
 
 
 def _to_folder(

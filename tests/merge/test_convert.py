@@ -101,9 +101,23 @@ def test_diffusers_draws_with_it(
         ids = tokenizer("a red cat", padding="max_length").input_ids
         end = tokenizer.eos_token_id
         assert ids == [*bundle.tokenizer.chunks("a red cat")[0][:5], *[end if kind.pad_id is None else 0] * 72]
+    pipeline.save_pretrained(tmp_path / "theirs")
+    theirs = read_tensors(convert(tmp_path / "theirs", "safetensors", name="theirs").path)
+    ours = {name: tensor for name, tensor in read_tensors(path).items() if ".resblocks.3." not in name}
+    assert ours.keys() <= theirs.keys()
+    assert all(torch.equal(theirs[name].double(), tensor.double()) for name, tensor in ours.items())
     if not bundle.is_inpainting:
         drawn = pipeline("a cat", num_inference_steps=2, height=64, width=64, output_type="latent").images
         assert drawn.shape == (1, 4, 8, 8) and drawn.isfinite().all()
+
+
+def test_a_folder_among_checkpoints_is_warned_of(base: Path) -> None:
+    events: list[Any] = []
+    convert(base, "diffusers", events=events)
+    assert not any(isinstance(event, Warned) for event in events)
+    convert(base, "diffusers", events=events, folder=str(base.parent))
+    (warning,) = [event.text for event in events if isinstance(event, Warned)]
+    assert warning.startswith(f"{base.parent} holds checkpoints.")
 
 
 def test_what_describes_a_folder(base: Path) -> None:
