@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..config.field import Setting, settings_of
-from ..config.merge import FORMULAS
+from ..config.merge import FORMULAS, PART_SOURCES
 from ..config.tool import ToolConfig
 from ..config.tools import KIND, TOOLS
 from ..errors import ExtensionError
@@ -72,8 +72,14 @@ class ToolField(Field):
 
 
 FORMULA_TITLES = {name: formula.title for name, formula in FORMULAS.items()}
+PART_SOURCE_WORDS = {source: "merged" if source == "merge" else f"{source.upper()}'s own" for source in PART_SOURCES}
 # Texts that may hold a number for each block, by the names of their settings.
-RATIOS = {"merge": ("alpha", "beta", "weight"), "grid": ("alpha", "beta", "weight"), "bake": ("strength",)}
+RATIOS = {
+    "merge": ("alpha", "beta", "weight"),
+    "grid": ("alpha", "beta", "weight"),
+    "bake": ("strength",),
+    "combine": ("weight",),
+}
 
 
 def ratio_fields(kind: str) -> dict[str, str]:
@@ -123,6 +129,8 @@ def names_folders(field: ToolField) -> bool:
 def words_of_choices(field: ToolField) -> dict[str, str]:
     """What the choices of a field are called on the page."""
     known = FORMULA_TITLES if is_merge_formula(field.setting) else {}
+    if field.setting.option.choices == PART_SOURCES:
+        known = PART_SOURCE_WORDS
     return {value: known.get(value, value) or NONE for value in field.setting.option.choices}
 
 
@@ -155,7 +163,12 @@ def _of_formula(kind: str, name: str, shown: Mapping[str, Shown]) -> Arrangement
         return Arrangement(frozenset(axes - {"formula"}), text=formula.help)
     read -= axes
     unread = {setting for each in FORMULAS.values() for setting in each.settings} - read
-    return Arrangement(frozenset(unread), formula.max_models or len(SLOTS), formula.help)
+    defaults = {"alpha": formula.default_alpha, "beta": formula.default_beta}
+    filled_in = [
+        f"{setting.capitalize()}, if empty: {number}." for setting, number in defaults.items() if setting in read
+    ]
+    text = " ".join([formula.help, *filled_in])
+    return Arrangement(frozenset(unread | axes), formula.max_models or len(SLOTS), text)
 
 
 def visible_keys(kind: str, shown: Mapping[str, Shown]) -> frozenset[str]:

@@ -127,7 +127,7 @@ class ToolForm:
     def _list(self, kind: str, name: str) -> None:
         fields = [field for field in tool_fields(kind) if field.path[0] == name]
         self.notes[kind] = html_block(note_html(kind, self._shown), f"train_studio_note_{kind}")
-        with gr.Group(elem_id=f"train_studio_{kind}_{name}_list"):
+        with gr.Column(elem_id=f"train_studio_{kind}_{name}_list"):
             for letter in dict.fromkeys(field.slot for field in fields):
                 self._row([field for field in fields if field.slot == letter])
 

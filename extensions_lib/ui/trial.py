@@ -14,7 +14,7 @@ from .messages import done_html
 from .workshop_handlers import WorkshopHandlers
 
 TRIED = ("merge", "bake")
-TRY = "Try it in the WebUI without saving"
+TRY = "Try without saving"
 WAITING = "Is being put into the WebUI's model; what is tried is shown below."
 
 

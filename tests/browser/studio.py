@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -147,7 +148,8 @@ class Studio:
 
     def show_tab(self, name: str) -> None:
         """Click one of the tabs of the left column."""
-        self.page.locator("#train_studio_tabs > .tab-nav").get_by_role("button", name=name, exact=True).click()
+        exactly = re.compile(rf"^\s*{re.escape(name)}\s*$")
+        self.page.locator("#train_studio_tabs > .tab-nav > button", has_text=exactly).click()
 
     def setting(self, key: str) -> Locator:
         """The control of a setting, by the key of its field: 'training.seed', 'lora.rank', 'prompt.num_steps'."""

@@ -64,13 +64,15 @@ def test_the_formula_decides_what_is_seen() -> None:
         shown = merge_of("a", "b", "c", formula=name)
         keys = visible_keys("merge", shown)
         seen[name] = sum(key.endswith("_weight") for key in keys), sum(f"merge.models_{s}_path" in keys for s in SLOTS)
-        assert arrangement("merge", shown).text == formula.help
+        assert arrangement("merge", shown).text.startswith(formula.help)
         for setting in ("beta", "density", "epsilon", "top", "seed"):
             assert (f"merge.{setting}" in keys) == (setting in formula.settings)
     assert seen["weighted_sum"] == (3, 4)  # of B, C and the D that may come
     assert seen["add_difference"] == (0, 3)
     assert seen["slerp"] == (0, 2)
     assert seen["ties"] == (3, 4)
+    text = "(1 - alpha - beta) A + alpha B + beta C. Alpha, if empty: 0.25. Beta, if empty: 0.25."
+    assert arrangement("merge", merge_of("a", "b", "c", formula="triple_sum")).text == text
 
 
 def test_of_two_models_a_ratio_is_asked_of_more_their_weights() -> None:
