@@ -87,20 +87,20 @@ def _of_positions(header: Header, family: str) -> Iterator[str]:
 
 def _of_lora(header: Header, metadata: Mapping[str, str], found: Recognised) -> Iterator[str]:
     if not metadata:
-        yield "It has no metadata: the WebUI cannot tell which models it is for."
+        yield "It has no metadata: the WebUI cannot tell which models it is for. convert-lora writes what it needs."
     elif found.family in _FAMILY_SIGNS:
         key, begins = _FAMILY_SIGNS[found.family]
         if not metadata.get(key, "").startswith(begins):
-            yield f"{key} does not say {begins!r}: the WebUI takes it for Stable Diffusion 1 and hides it."
+            yield f"{key} does not say {begins!r}: the WebUI hides it. convert-lora mends that."
     dotted = [name for name in header if name.startswith(("unet.", "text_encoder", "base_model."))]
     if dotted:
-        yield f"{len(dotted)} tensors have diffusers' or peft's names, which the WebUI does not read."
+        yield f"{len(dotted)} tensors have diffusers' or peft's names, which the WebUI does not read: convert-lora."
     outer = [name for name, i in header.items() if name.endswith(".dora_scale") and i.shape[:1] != (1,)]
     if outer:
-        yield f"{len(outer)} layers are DoRA by outputs, which the WebUI computes wrongly without saying so."
+        yield f"{len(outer)} layers are DoRA by outputs, which the WebUI computes wrongly: convert-lora."
     rounded = [name for name, i in header.items() if i.dtype == "BF16" and not name.endswith("lora_up.weight")]
     if rounded and set(found.variant.split(", ")) - {"LoRA", "LoCon (CP)", "DoRA"}:
-        yield f"{found.variant} in bf16: the WebUI rounds the model's weights to it. Use fp16 or fp32."
+        yield f"{found.variant} in bf16: the WebUI rounds the model's weights to it: convert-lora."
 
 
 def _of_embedding(header: Header) -> Iterator[str]:
