@@ -9,7 +9,7 @@ from typing import Any
 from .lineage import HOST_RECIPE
 
 _OWN = "train_studio."
-_TRAINED_HERE = f"{_OWN}version"
+_JOB, _VERSION = "job", "version"
 _MERGERS = {
     "webui": "the WebUI's checkpoint merger",
     "sd-webui-supermerger": "SuperMerger",
@@ -38,8 +38,7 @@ def made_by(names: Iterable[str], metadata: Mapping[str, str]) -> list[str]:
 
     `names` are those of its tensors. Ours are 'Train Studio 0.9 (merge)' and the like.
     """
-    found = [_own(key, text) for key, text in metadata.items() if key.startswith(_OWN)]
-    found = [text for text in found if text]
+    found = _made_here(metadata)
     merger = _table(metadata.get(HOST_RECIPE)).get("type")
     if merger and merger != "train_studio":
         found.append(_MERGERS.get(merger, f"a merger that calls itself {merger!r}"))
@@ -48,12 +47,14 @@ def made_by(names: Iterable[str], metadata: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(found[:1] + [text for text in found[1:] if not _is_less_precise(text, found)]))
 
 
-def _own(key: str, text: str) -> str:
-    kind = key.removeprefix(_OWN)
-    if key == _TRAINED_HERE:
-        return f"Train Studio {text} (training)"
-    version = _table(text).get("version")
-    return f"Train Studio {version} ({kind})" if version and kind != "job" else ""
+def _made_here(metadata: Header) -> list[str]:
+    """Our tools by their recipes, then a training: by its job, or by the version where no tool wrote that."""
+    own = {key.removeprefix(_OWN): text for key, text in metadata.items() if key.startswith(_OWN)}
+    recipes = {kind: _table(text).get("version") for kind, text in own.items() if kind not in (_JOB, _VERSION)}
+    found = [f"Train Studio {version} ({kind})" for kind, version in recipes.items() if version]
+    if _JOB in own or (_VERSION in own and not found):
+        found.append(f"Train Studio {own.get(_VERSION, '')} (training)".replace("  ", " "))
+    return found
 
 
 def _is_less_precise(text: str, found: list[str]) -> bool:
@@ -64,7 +65,7 @@ def _is_less_precise(text: str, found: list[str]) -> bool:
 
 def _is_kohya(said: Header) -> bool:
     """Our own trainings and OneTrainer's write some of kohya's keys, too."""
-    if _TRAINED_HERE in said or "ot_revision" in said:
+    if f"{_OWN}{_VERSION}" in said or "ot_revision" in said:
         return False
     return "ss_sd_scripts_commit_hash" in said or _module(said).startswith(("networks.", "lycoris."))
 

@@ -28,7 +28,13 @@ def recipe(kind: str) -> dict[str, str]:
         ([], {"train_studio.merge": '{"version": "0.9"}', **recipe("train_studio")}, ["Train Studio 0.9 (merge)"]),
         (
             [],
-            {"train_studio.resize": '{"version": "1"}', "train_studio.job": "{}", **KOHYA},
+            {"train_studio.version": "1", "train_studio.resize": '{"version": "1"}', "train_studio.job": "{}", **KOHYA},
+            ["Train Studio 1 (resize)", "Train Studio 1 (training)"],
+        ),
+        ([], {"train_studio.version": "1", "train_studio.extract": '{"version": "1"}'}, ["Train Studio 1 (extract)"]),
+        (
+            [],
+            {"train_studio.resize": '{"version": "1"}', **KOHYA},
             ["Train Studio 1 (resize)", "sd-scripts (kohya)"],
         ),
         ([], KOHYA, ["sd-scripts (kohya)"]),
