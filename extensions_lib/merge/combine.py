@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -145,18 +146,27 @@ def _check_stackable(files: Sequence[LoraFile]) -> None:
 
 
 def _stacked(parts: Sequence[Part], config: CombineConfig) -> LayerChange:
-    """The sum to the last bit of float32: factors side by side. The strongest file's keep their numbers, its strength
-    goes into alpha, and those of the others are scaled against it.
+    """The sum as factors side by side. The strongest file's keep their numbers, its strength goes into alpha, and those
+    of the others are scaled against it.
     """
     shape, name = common_shape(parts), parts[0].change.name
     if len(shape) == 1:
         return whole_change(parts)
     strengths = [part.weight * part.change.scale for part in parts]
     largest = max(abs(strength) for strength in strengths) or 1.0
+    shares = [_shares(strength / largest) for strength in strengths]
     factors = [part.change.factors() for part in parts]
-    up = torch.cat([up * (own / largest) for (up, _), own in zip(factors, strengths, strict=True)], dim=1)
-    down = torch.cat([down for _, down in factors])
+    up = torch.cat([up * own for (up, _), (own, _) in zip(factors, shares, strict=True)], dim=1)
+    down = torch.cat([down * own for (_, down), (_, own) in zip(factors, shares, strict=True)])
     return lora_change(name, up, down, shape, DTYPES[FILE_DTYPES[config.dtype]], largest)
+
+
+def _shares(ratio: float) -> tuple[float, float]:
+    """What up and down are multiplied by for a ratio; of small ones each gets about the root, so that half precision
+    holds both. The second is a power of two, which rounds nothing.
+    """
+    second = 2.0 ** (math.frexp(ratio)[1] // 2)
+    return ratio / second, second
 
 
 def _method_text(config: CombineConfig) -> str:
