@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config.tool import ToolConfig
@@ -42,7 +43,13 @@ def check_tool(config: ToolConfig, host: Host) -> ToolReport:
 
     findings = Findings()
     outlook = findings.attempt("", lambda: foresee(config)) or Outlook()
-    path, kind = outlook.path, TOOLS[kind_of(config)].makes
-    clashes = same_names(path.stem, kind, {path.absolute()}, host.folders().results) if path and kind else ()
-    warnings = (*outlook.warnings, *clashes)
-    return ToolReport(tuple(findings.problems), warnings, str(path or ""), outlook.num_bytes)
+    warnings = (*outlook.warnings, *name_clashes(config, outlook.path, host))
+    return ToolReport(tuple(findings.problems), warnings, str(outlook.path or ""), outlook.num_bytes)
+
+
+def name_clashes(config: ToolConfig, path: Path | None, host: Host) -> tuple[str, ...]:
+    """A warning for each file of the host that would be mixed up with the result `path`, where that is known."""
+    kind = TOOLS[kind_of(config)].makes
+    if path is None or not kind:
+        return ()
+    return tuple(same_names(path.stem, kind, {path.absolute()}, host.folders().results))

@@ -104,6 +104,7 @@ class WorkshopHandlers:
 
     def check(self, kind: str, *values: Shown) -> str:
         """Look at the files without making anything; the message as HTML."""
+        from ..jobs.check_tool import name_clashes
         from ..training.tools import foresee
 
         shown = self.named(values)
@@ -112,7 +113,8 @@ class WorkshopHandlers:
             outlook = foresee(config)
         except ExtensionError as error:
             return self.error(error, kind, shown)
-        return warned_html(self._foreseen(config, outlook), outlook.warnings)
+        warnings = (*outlook.warnings, *name_clashes(config, outlook.path, self._host))
+        return warned_html(self._foreseen(config, outlook), warnings)
 
     def _foreseen(self, config: ToolConfig, outlook: Outlook) -> str:
         path = outlook.path or Path(config.folder) / config.name

@@ -99,6 +99,10 @@ def test_check_says_what_will_be_made_and_makes_nothing(shop: Shop) -> None:
     message = shop.handlers.check("merge", *shop.values())
     assert "Nothing is in the way. It makes mixed.safetensors, 15.8 MB in " in message
     assert shop.manager.statuses() == ()
+    other = shop.host.folders().checkpoints / "people" / "mixed.safetensors"
+    other.parent.mkdir()
+    shutil.copyfile(practice_checkpoint(), other)
+    assert "is also the name of another checkpoint" in shop.handlers.check("merge", *shop.values())
     shop.shown["tool.name"] = "one"
     assert "ts-error" in shop.handlers.check("merge", *shop.values())
 
