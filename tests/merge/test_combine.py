@@ -117,14 +117,13 @@ def test_concat_by_hand(tmp_path: Path, combining: Combining) -> None:
 
 
 def test_concat_of_very_different_strengths_in_half_precision(tmp_path: Path, combining: Combining) -> None:
-    """alpha 1 at rank 128 beside alpha = rank: scaled in one factor alone, its small numbers would lose their digits."""
+    """alpha 1 at rank 128 beside alpha = rank: scaled in one factor alone, small numbers would lose their digits."""
     weak = {suffix: tensor * 2e-3 for suffix, tensor in factors(128, (12, 9)).items()} | {"alpha": torch.tensor(1.0)}
     paths = [stored(tmp_path, "a", {LINEAR: factors(2, (12, 9))}), stored(tmp_path, "b", {TEXT: weak, LINEAR: weak})]
     found = read_tensors(combining(*paths, formula="concat", dtype="fp16").path)
     up, down = (found[f"{LINEAR}.lora_{side}.weight"].float() for side in ("up", "down"))
-    torch.testing.assert_close(
-        up[:, 2:] @ down[2:], read_network(paths[1])[LINEAR].undecomposed(), rtol=5e-3, atol=1e-8
-    )
+    wanted = read_network(paths[1])[LINEAR].undecomposed()
+    assert (up[:, 2:] @ down[2:] - wanted).norm() < 4e-4 * wanted.norm()
 
 
 def test_concat_of_one_file_is_the_file(two: list[Path], combining: Combining) -> None:
