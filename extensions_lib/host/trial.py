@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from ..control import JobControl
@@ -30,6 +31,7 @@ EMPTY_PROMPT = "cond_stage_model_empty_prompt"
 TEXT = ("cond_stage_model.", "conditioner.")
 UNET = "model.diffusion_model."
 STOPPED = "Stopped; the model is as it was."
+ELSEWHERE = "Another checkpoint is chosen: the trial ends with the next picture."
 BUSY = "Wait until it is done, or ask for its state again."
 FAMILY_FLAGS = {"sd1": "is_sd1", "sd2": "is_sd2", "sdxl": "is_sdxl"}
 PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v"}
@@ -44,33 +46,40 @@ class WebuiTrials:
         """`lease` is the host's queue lock."""
         self._lease = lease
         self._values: TrialValues | None = None
-        self._status = TrialStatus()
-        self._busy = threading.Lock()
+        self._on: TrialStatus | None = None  # of what is in the model
+        self._work: TrialStatus | None = None  # of what is being done
+        self._text = ""
+        self._guard = threading.Lock()  # for what is said; what is done to the model is under the queue lock
         self._control = JobControl()
         self._thread: threading.Thread | None = None
         self._is_told = False
 
     def current(self) -> TrialStatus:
-        """See `ports.Trials.current`."""
-        return self._status
+        """See `ports.Trials.current`. The host does not say when it turns to a checkpoint that it had loaded before."""
+        with self._guard:
+            status, values = self._work or self._on, self._values
+            if status is None:
+                return TrialStatus(text=self._text)
+            if self._work is not None or values is None:
+                return status
+            text = self._text if loaded_model() is values.model else ELSEWHERE
+            return replace(status, text=text)
 
     def try_on(self, candidate: Candidate) -> None:
         """See `ports.Trials.try_on`; a trial under way is undone first. Raises JobStateError, HostError, MergeError."""
         model = _ready_model()
         check_fit(candidate, model)
-        self._claim()
-        self._control = JobControl()
-        self._status = TrialStatus("applying", candidate.title, _title(model), total=len(candidate.shapes))
-        self._begin(lambda: self._apply(candidate))
+        status = TrialStatus("applying", candidate.title, _title(model), total=len(candidate.shapes))
+        self._begin(status, lambda: self._apply(candidate))
 
     def undo(self) -> None:
         """See `ports.Trials.undo`; one that is being put in is stopped, and what it changed is put back."""
-        self._control.request_stop()
-        if self._status.state == "applying":
-            return
-        self._claim()
-        self._status = TrialStatus("undoing", self._status.title, self._status.model)
-        self._begin(lambda: self._end(""))
+        with self._guard:
+            self._control.request_stop()
+            if self._work is not None and self._work.state == "applying":
+                return
+            on = self._on or TrialStatus()
+        self._begin(replace(on, state="undoing"), self._restore)
 
     def wait(self) -> None:
         """Until what was begun is done."""
@@ -91,58 +100,53 @@ class WebuiTrials:
     def mark(self, processing: Any) -> None:
         """Write into a picture's parameters that their model hash is not the whole truth."""
         self.settle()
-        if self._values is not None:
-            processing.extra_generation_params[INFOTEXT] = self._status.title
+        if self._on is not None:
+            processing.extra_generation_params[INFOTEXT] = self._on.title
 
-    def _claim(self) -> None:
-        if not self._busy.acquire(blocking=False):
-            raise JobStateError("A trial is being put in or taken out.", BUSY)
-
-    def _begin(self, work: Callable[[], None]) -> None:
-        self._thread = threading.Thread(target=self._run, args=(work,), name="train-studio-trial", daemon=True)
-        self._thread.start()
+    def _begin(self, status: TrialStatus, work: Callable[[], None]) -> None:
+        """Start `work` in a thread; one at a time."""
+        thread = threading.Thread(target=self._run, args=(work,), name="train-studio-trial", daemon=True)
+        with self._guard:
+            if self._work is not None:
+                raise JobStateError("A trial is being put in or taken out.", BUSY)
+            self._work, self._control, self._thread = status, JobControl(), thread
+        thread.start()
 
     def _run(self, work: Callable[[], None]) -> None:
         """The last boundary: what goes wrong is in the status."""
+        text = ""
         try:
             with self._lease.borrowed():
                 self._lease.make_room()
                 work()
         except JobStopped:
-            self._status = TrialStatus(text=STOPPED)
+            text = STOPPED
         except ExtensionError as error:
-            self._failed(str(error))
+            text = str(error)
         except Exception as error:
             logger.exception("A trial failed")
-            self._failed(f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
         finally:
-            self._busy.release()
-
-    def _failed(self, text: str) -> None:
-        """A trial that could not be taken out stays on, so that it can be asked for again."""
-        if self._values is None:
-            self._status = TrialStatus(text=text)
-        else:
-            self._status = TrialStatus("on", self._status.title, self._status.model, text=text)
+            with self._guard:
+                if self._thread is threading.current_thread():
+                    self._work, self._text = None, text
 
     def _apply(self, candidate: Candidate) -> None:
-        status = self._status
         model = _ready_model()
         check_fit(candidate, model)
-        if self._values is not None:
-            self._end("")
+        self._restore()
         self._be_told_before_loads()
         take_out(model)
         self._values = TrialValues(model, lambda: _stored_vae(model))
-        self._status = status
         try:
             self._put(candidate, self._values)
+            with self._guard:
+                if self._control.stop_requested:  # asked when the last tensor was in already
+                    raise JobStopped(STOPPED)
+                self._on, self._work, self._text = TrialStatus("on", candidate.title, _title(model)), None, ""
         except BaseException:
-            self._end("")
+            self._restore()
             raise
-        self._status = TrialStatus("on", candidate.title, _title(model))
-        if self._control.stop_requested:  # asked when the last tensor was in already
-            self._end(STOPPED)
 
     def _put(self, candidate: Candidate, values: TrialValues) -> None:
         model = values.model
@@ -166,9 +170,9 @@ class WebuiTrials:
 
     def _told(self, event: Event) -> None:
         done = getattr(event, "done", None)
-        if done is not None:
-            status = self._status
-            self._status = TrialStatus(status.state, status.title, status.model, done, getattr(event, "total", 0))
+        with self._guard:
+            if done is not None and self._work is not None:
+                self._work = replace(self._work, done=done, total=getattr(event, "total", 0))
 
     def _be_told_before_loads(self) -> None:
         """The host's own callback comes after it has loaded weights. Once, for good: Reload UI leaves it as it is."""
@@ -185,17 +189,22 @@ class WebuiTrials:
             self._is_told = True
 
     def _end(self, text: str) -> None:
-        """Give the model its own values back, with the queue lock held."""
-        if self._values is not None:
-            model = self._values.model
-            had_schedule = getattr(model, OWN_SCHEDULE, None)
-            take_out(model)
-            self._values.undo()
-            forget(model)
-            if getattr(model, OWN_SCHEDULE, None) is not had_schedule:
-                _apply_schedule(model)
-            self._values = None
-        self._status = TrialStatus(text=text)
+        """End the trial, with the queue lock held by whoever is about to load or to draw."""
+        self._restore()
+        self._text = text
+
+    def _restore(self) -> None:
+        """Give the model its own values back, with the queue lock held; nothing to do where there is no trial."""
+        if self._values is None:
+            return
+        model = self._values.model
+        had_schedule = getattr(model, OWN_SCHEDULE, None)
+        take_out(model)
+        self._values.undo()
+        forget(model)
+        if getattr(model, OWN_SCHEDULE, None) is not had_schedule:
+            _apply_schedule(model)
+        self._values = self._on = None
 
 
 def check_fit(candidate: Candidate, model: Any) -> None:

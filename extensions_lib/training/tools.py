@@ -34,7 +34,7 @@ def run_tool(config: ToolConfig, control: JobControl, events: EventStream, surro
 
 def _grid(config: GridConfig, control: JobControl, events: EventStream, surroundings: Surroundings) -> ToolResult:
     drawn = draw_grid(config, control, events, surroundings)
-    text = f"{len(drawn.pictures)} pictures, each by itself in {drawn.pictures[0].parent}."
+    text = f"{len(drawn.pictures)} pictures, each by itself in the folder {drawn.pictures[0].parent.name} beside it."
     return ToolResult(drawn.path, "", text)
 
 

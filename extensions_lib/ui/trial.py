@@ -15,7 +15,7 @@ from .workshop_handlers import WorkshopHandlers
 
 TRIED = ("merge", "bake")
 TRY = "Try without saving"
-WAITING = "Is being put into the WebUI's model; what is tried is shown below."
+WAITING = "On its way into the WebUI's model; how far it is stands below."
 
 
 def try_button(kind: str, host: Host) -> Any | None:

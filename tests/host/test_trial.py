@@ -319,6 +319,34 @@ def test_what_fails_leaves_the_model_as_it_was(trial: Trial, known: Known) -> No
     assert trial.draw().same_as(known.practice)
 
 
+def test_with_weights_in_8_bits(trial: Trial) -> None:
+    """'FP8 weight', with the half precision copies that LoRAs are computed with.
+
+    After it was on and off again the host samples with a schedule that went through half precision, trial or not.
+    """
+    trial.options(cache_fp16_weight=True)
+    trial.options(fp8_storage="Enable")
+    trial.options(fp8_storage="Disable")
+    without_trial = trial.draw()
+    trial.options(fp8_storage="Enable")
+    try:
+        trial.select("saved")
+        saved, saved_lora = trial.draw(), trial.draw(LORA)
+        trial.select("practice")
+        before, before_lora = trial.draw(), trial.draw(LORA)
+        trial.on()
+        assert trial.draw().same_as(saved) and trial.draw(LORA).same_as(saved_lora)
+        trial.off()
+        assert trial.draw().same_as(before) and trial.draw(LORA).same_as(before_lora)
+        assert not before.same_as(saved) and not before_lora.same_as(saved_lora)
+        trial.on()
+    finally:
+        trial.options(fp8_storage="Disable")  # loads the same checkpoint into the same model again
+        trial.options(cache_fp16_weight=False)
+    assert trial.state()["text"] == "The trial ended: the WebUI loaded a checkpoint."
+    assert trial.draw().same_as(without_trial)
+
+
 @pytest.mark.parametrize("flag", ["--medvram", "--lowvram"])
 def test_with_parts_of_the_model_off_the_device(trial: Trial, known: Known, flag: str) -> None:
     """The host hooks its model's parts to be moved when they are called."""

@@ -179,8 +179,9 @@ def test_only_what_differs_is_kept(host: Host) -> None:
 def test_a_second_trial_replaces_the_first_and_the_model_stays_the_original(host: Host) -> None:
     before = values(host.model)
     host.try_on(tensors_of(1))
-    second = tensors_of(2)
-    host.try_on(second, title="another")
+    second, states = tensors_of(2), set()
+    host.try_on(second, on_tensor=lambda name: states.add(host.trials.current().state), title="another")
+    assert states == {"applying"}
     assert torch.equal(host.model.unet.weight, second[UNET]) and host.trials.current().title == "another"
     host.undo()
     assert same(host.model, before)
@@ -232,6 +233,24 @@ def test_undo_that_comes_after_the_last_tensor_is_not_lost(host: Host) -> None:
     host.webui.sd_models.get_empty_cond = late
     assert host.try_on(tensors_of(1)) == TrialStatus(text="Stopped; the model is as it was.")
     assert same(host.model, before)
+
+
+def test_the_next_can_be_asked_for_as_soon_as_one_is_said_to_be_on(host: Host) -> None:
+    for number in range(20):
+        host.trials.try_on(candidate(tensors_of(number)))
+        while host.trials.current().state != "on":
+            pass
+
+
+def test_one_that_does_not_fit_when_its_turn_comes_leaves_the_first_on(host: Host) -> None:
+    host.try_on(tensors_of(1))
+    host.webui.lock.acquire()
+    host.trials.try_on(candidate(tensors_of(2), title="another"))
+    host.model.parameterization = "v"
+    host.webui.lock.release()
+    host.trials.wait()
+    status = host.trials.current()
+    assert (status.state, status.title) == ("on", TITLE) and "predicts" in status.text
 
 
 def test_it_waits_for_the_hosts_lock(host: Host) -> None:
@@ -386,6 +405,7 @@ def test_a_model_chosen_that_is_loaded_already_ends_it_with_the_next_picture(hos
     before = values(host.model)
     host.try_on(tensors_of(1))
     host.load(Model(3), "other.safetensors")
+    assert "ends with the next picture" in host.trials.current().text
     picture = SimpleNamespace(extra_generation_params={})
     before_generation(host.host, picture)
     mark_trial(host.host, picture)
