@@ -16,7 +16,6 @@ from .fields import Field, Shown, entry_tables, shown_value, typed_value
 from .wording import FILE_WORDS, TOOL_LABELS, words_of
 
 SHARED = ("name", "overwrite")  # one control for all tools
-NOT_SHOWN = ("schema_version", "folder")  # decided by the host
 SHARED_SECTION = "tool"
 SLOTS = "abcdefgh"  # a list of files has a control for each of so many
 SLOTS_AT_FIRST = 3  # further ones appear as these are filled
@@ -102,7 +101,7 @@ def tool_fields(kind: str) -> tuple[ToolField, ...]:
 
 def _declared(kind: str) -> Iterator[ToolField]:
     for setting in settings_of(TOOLS[kind].settings):
-        if setting.name in (*SHARED, *NOT_SHOWN):
+        if setting.name in SHARED or is_the_hosts(setting):
             continue
         if not is_list_of_files(setting):
             yield ToolField(kind, (setting.name,), setting)
@@ -113,6 +112,11 @@ def _declared(kind: str) -> Iterator[ToolField]:
                     yield ToolField(kind, (setting.name, inner.name), inner, slot=letter)
 
 
+def is_the_hosts(setting: Setting) -> bool:
+    """Whether it is no user's choice in a host: where results go, and the version of the format."""
+    return setting.name == "schema_version" or setting.option.file == "folder"
+
+
 def is_list_of_files(setting: Setting) -> bool:
     """Whether it has controls for each entry: a file that the host lists, and what belongs to it."""
     item = setting.option.item
@@ -120,10 +124,9 @@ def is_list_of_files(setting: Setting) -> bool:
 
 
 def names_folders(field: ToolField) -> bool:
-    """Whether folders are typed into it, by themselves or one a line."""
-    option = field.setting.option
-    inner = settings_of(option.item) if option.item is not None else ()
-    return option.file == "folder" or any(each.option.file == "folder" for each in inner)
+    """Whether folders to look in are typed into it, one a line."""
+    item = field.setting.option.item
+    return item is not None and any(each.option.file == "folder" for each in settings_of(item))
 
 
 def words_of_choices(field: ToolField) -> dict[str, str]:
