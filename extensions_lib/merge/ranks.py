@@ -66,8 +66,14 @@ class Lengths:
 
     def count(self, whole: Tensor, missing: Tensor | None = None) -> None:
         """Add a tensor; `missing` None where nothing of it is left out."""
-        self.whole += float(whole.double().square().sum())
-        self.missing += 0.0 if missing is None else float(missing.double().square().sum())
+        self.whole += _squared_length(whole)
+        self.missing += 0.0 if missing is None else _squared_length(missing)
+
+
+def _squared_length(tensor: Tensor) -> float:
+    """Row by row in float32, which is as exact as the numbers and many times faster than all of it in double."""
+    rows = tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+    return float(rows.norm(dim=1).double().square().sum())
 
 
 def factors_of(matrix: Tensor, choice: RankChoice) -> tuple[Tensor, Tensor]:
