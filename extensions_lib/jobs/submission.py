@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config.codec import load
 from ..config.field import Setting, settings_of
+from ..config.files import ConvertConfig
 from ..config.job import FOLDERS_BESIDE, TrainJobConfig
 from ..config.methods import METHOD_CONFIGS, artefact_kind
 from ..config.presets import PRESETS, merge
@@ -69,6 +70,8 @@ def own_folder(config: ToolConfig, host: Host) -> Path:
     """Where the host looks for what a tool makes; beside the file it is made from when that is of no kind it knows."""
     if TOOLS[kind_of(config)].draws:
         return host.folders().grids
+    if isinstance(config, ConvertConfig) and config.to == "diffusers":
+        return host.folders().work / "diffusers"  # among checkpoints, the networks in it would be listed as such
     kind, results = TOOLS[kind_of(config)].makes, host.folders().results
     sources = source_files(config)
     if not kind and sources:

@@ -156,9 +156,13 @@ def _baked(config: MergeConfig, models: Sequence[Model], vae: VaeFile) -> Iterat
 
 
 def result_info(formats: Formats, info: TensorInfo, name: str) -> TensorInfo:
-    """The dtype in the result: whole numbers stay, positions are int64, the VAE has a setting of its own."""
+    """The dtype in the result: whole numbers, schedules and markers stay, positions are int64, the VAE has a
+    setting of its own.
+    """
     if POSITION_IDS.search(name):
         return replace(info, dtype="I64")
+    if part_of(name) is None:
+        return info
     wanted = formats.vae_dtype if name.startswith(VAE_PREFIX) else formats.dtype
     if wanted == "keep" or not info.dtype.startswith(("F", "BF")):
         return info
@@ -234,7 +238,7 @@ def check_output(output: Path, sources: Sequence[Path], num_bytes: int, *, overw
     if output.is_dir() or (os.path.lexists(output) and not overwrite):
         raise OutputError(f"{output} already exists and was not touched.", "Choose another name, or allow overwriting.")
     if any(output.exists() and output.samefile(source) for source in sources):
-        raise OutputError(f"{output} is one of the models to merge.", "Choose another name for the result.")
+        raise OutputError(f"{output} is one of the files that it is made from.", "Choose another name for the result.")
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} cannot be written to.", "Choose another output folder.")

@@ -91,9 +91,7 @@ def plan_prune(config: PruneConfig) -> PrunePlan:
     """
     model = read_model(Path(config.model))
     kept = {name: name for name in model.infos if not _why_left_out(name, config)}
-    infos = {
-        name: result_info(config, model.infos[name], name) if part_of(name) else model.infos[name] for name in kept
-    }
+    infos = {name: result_info(config, model.infos[name], name) for name in kept}
     names = {name: model.renamed.get(name, name) for name in kept}
     if config.ema == "use":
         names |= _averaged_names(model, kept)

@@ -28,6 +28,13 @@ def test_the_host_gives_the_folder_of_the_kind(recording_host: Any, folder: dict
     assert prepare_tool(resize, recording_host).folder == str(results["lora"])
 
 
+def test_a_folder_for_diffusers_is_not_put_among_checkpoints(recording_host: Any) -> None:
+    table = {"tool": "convert", "name": "x", "model": "a.safetensors"}
+    folders = recording_host.folders()
+    assert prepare_tool(table, recording_host).folder == str(folders.results["checkpoint"])
+    assert prepare_tool({**table, "to": "diffusers"}, recording_host).folder == str(folders.work / "diffusers")
+
+
 def test_the_users_folder_wins(recording_host: Any) -> None:
     assert prepare_tool(merge_of("a", "b", folder="mine"), recording_host).folder == "mine"
 

@@ -141,6 +141,19 @@ def test_several_files_and_block_strengths(
         torch.testing.assert_close(found[key], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_schedules_and_markers_keep_their_numbers(
+    family_models: FamilyModels, baking: Callable[..., Merged], tmp_path: Path
+) -> None:
+    further = {"alphas_cumprod": torch.linspace(0.9991, 0.0047, 1000), "v_pred": torch.tensor([])}
+    base = write_atomic(tmp_path / "base.safetensors", {**read_tensors(family_models["sd1"]), **further}, {})
+    known = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    baked = baking(base, small_lora(tmp_path, "a.safetensors", (known, 64, 64)), dtype="fp16", name="half")
+    found = read_tensors(baked.path)
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in further.items()
+    )
+
+
 def test_unknown_layers(family_models: FamilyModels, baking: Callable[..., Merged], tmp_path: Path) -> None:
     known = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     path = small_lora(tmp_path, "a.safetensors", (known, 64, 64), ("lora_unet_nowhere", 4, 4))
@@ -164,7 +177,7 @@ def test_what_is_refused(family_models: FamilyModels, baking: Callable[..., Merg
     other = small_lora(tmp_path, "xl.safetensors", ("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", 64, 64))
     with pytest.raises(MergeError, match="xl.safetensors is for sdxl, sd1.safetensors is sd1"):
         baking(base, other, ignore_unknown=True)
-    with pytest.raises(OutputError, match="one of the models"):
+    with pytest.raises(OutputError, match="one of the files"):
         baking(base, good, folder=str(base.parent), overwrite=True)
     with pytest.raises(ConfigError, match="networks"):
         baking(base)

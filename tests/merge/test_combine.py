@@ -310,5 +310,5 @@ def test_mistakes_in_settings(two: list[Path], combining: Combining, tmp_path: P
         combining(weighted(two[0], "1, IN12=0"))
     with pytest.raises(OutputError, match="already exists"):
         combining(two[0], name="a", folder=str(tmp_path))
-    with pytest.raises(OutputError, match="one of the models"):
+    with pytest.raises(OutputError, match="one of the files"):
         combining(two[0], name="a", folder=str(tmp_path), overwrite=True)

@@ -161,7 +161,7 @@ def test_a_name_that_is_taken(tmp_path, abc):
 
 def test_a_model_is_not_replaced_by_the_result(abc):
     settings = {"name": "a", "folder": str(abc[0].parent), "overwrite": True}
-    assert "is one of the models to merge" in refused(OutputError, abc[:2], **settings)
+    assert "is one of the files that it is made from" in refused(OutputError, abc[:2], **settings)
 
 
 def test_no_room_on_the_disk(tmp_path, abc, monkeypatch):

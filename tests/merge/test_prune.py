@@ -225,7 +225,7 @@ def test_mistakes(tmp_path: Path) -> None:
     lora = stored(tmp_path / "lora.safetensors", {"lora_unet_a.lora_down.weight": torch.ones(2, 3)})
     with pytest.raises(MergeError, match="is no checkpoint that can be used here: it was recognised as 'lora'"):
         pruned(lora)
-    with pytest.raises(OutputError, match="is one of the models"):
+    with pytest.raises(OutputError, match="is one of the files"):
         pruned(path, name="a", folder=str(tmp_path), overwrite=True)
     result = pruned(path)
     with pytest.raises(OutputError, match="already exists"):

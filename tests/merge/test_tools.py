@@ -66,7 +66,7 @@ def test_a_folder_is_replaced_only_when_that_is_asked_for(tables: dict[str, dict
 def test_metadata_may_change_in_its_place_and_a_merge_not(tables: dict[str, dict[str, Any]], abc: list[Path]) -> None:
     place = {"name": "a", "folder": str(abc[0].parent), "overwrite": True}
     assert foresee(load_any_tool({**tables["metadata"], **place})).path == abc[0]
-    with pytest.raises(OutputError, match="is one of the models to merge"):
+    with pytest.raises(OutputError, match="is one of the files that it is made from"):
         foresee(load_any_tool({**tables["merge"], **place}))
 
 
