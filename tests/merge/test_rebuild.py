@@ -8,13 +8,19 @@ import shutil
 import pytest
 
 from extensions_lib.config.merge import FORMULAS
+from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import FormatError, MergeError, ModelError
 from extensions_lib.events import Warned
 from extensions_lib.formats.lineage import lineage, lineage_lines
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
+from extensions_lib.merge.layers import layer_places
+from extensions_lib.merge.models import read_model
 from extensions_lib.merge.rebuild import read_recipe, rebuild
 from extensions_lib.merge.recipe import own_key
+from extensions_lib.merge.tools import run_tool
+
+from .conftest import small_lora
 
 
 def again(source, folder, output, events=None):
@@ -120,3 +126,47 @@ def test_the_webuis_own_merges_and_damaged_ones():
     assert [model["name"] for model in tree["models"]] == ["one", "unknown"]
     assert lineage({"sd_merge_recipe": "no", "sd_merge_models": "[]"}) is None
     assert len(lineage_lines("x", tree)) < 100, "it names itself, and ends"
+
+
+def test_a_chain_of_tools_and_each_of_its_files_again(tmp_path, family_models):
+    """Baked, extracted, resized, converted, combined and baked again: one tree, and every file can be made again."""
+    layer = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    outputs, inputs = layer_places(read_model(family_models["sd1"]))[layer].shape
+    given = small_lora(tmp_path, "given.safetensors", (layer, outputs, inputs))
+
+    def made(kind, name, **settings):
+        table = {"name": name, "folder": str(tmp_path), **settings}
+        return run_tool(load_tool(kind, table), JobControl(), lambda event: event).path
+
+    base = {"base": str(family_models["sd1"])}
+    tuned = made("bake", "tuned", networks=[str(given)], dtype="fp32", **base)
+    found = made("extract", "found", tuned=str(tuned), rank=8, **base)
+    small = made("resize", "small", network=str(found), rank=1)
+    own = made("convert-lora", "own", network=str(given), family="sd1", scale=0.5, dtype="bf16")
+    both = made("combine", "both", networks=[{"path": str(small), "weight": "0.7"}, str(own)], formula="concat")
+    baked = made("bake", "baked", networks=[str(both)], **base)
+    lines = lineage_lines("baked", lineage(read_header(baked)[1]))
+    assert [line.split(" [")[0] for line in lines] == [
+        "baked: Bake LoRA, 1",
+        "|-- sd1",
+        "`-- both",
+        "    |-- small",
+        "    |   `-- found",
+        "    |       |-- sd1",
+        "    |       `-- tuned",
+        "    |           |-- sd1",
+        "    |           `-- given",
+        "    `-- own",
+        "        `-- given",
+    ]
+    folders = [tmp_path, family_models["sd1"].parent]
+    for path in (tuned, found, small, own, both, baked):
+        again = tmp_path / f"again {path.stem}.safetensors"
+        result = rebuild(path, folders, again, JobControl(), lambda event: event)
+        assert result.is_same is True, path.name
+        again.unlink()
+    recipe = tmp_path / "recipe.json"
+    kinds = {"bake": tuned, "extract": found, "resize": small, "convert-lora": own, "combine": both}
+    for kind, path in kinds.items():
+        recipe.write_text(read_header(path)[1][own_key(kind)], encoding="utf-8")
+        assert read_recipe(recipe)[0] == kind
