@@ -258,6 +258,18 @@ def test_a_picture_that_asks_for_another_checkpoint_is_not_called_a_trial(trial:
     assert trial.draw().same_as(known.practice)
 
 
+def test_a_refiner_ends_it(trial: Trial, known: Known) -> None:
+    """The host loads it into the same model in the middle of a picture, whose first half is the trial's."""
+    trial.on()
+    answer = trial.server.webui.post("/sdapi/v1/txt2img", {
+        "prompt": PROMPT, "seed": 1234, "steps": 4, "width": 64, "height": 64, "save_images": False,
+        "refiner_checkpoint": "other", "refiner_switch_at": 0.5,
+    })  # fmt: skip
+    assert "Train Studio trial" in answer["info"] and "Refiner: other" in answer["info"]
+    assert trial.state()["state"] == "none"
+    assert trial.draw().same_as(known.practice)
+
+
 def test_a_vae_chosen_in_the_host_stays_and_the_checkpoints_own_comes_back(trial: Trial, known: Known) -> None:
     trial.options(sd_vae="chosen.safetensors")
     chosen = trial.draw()
