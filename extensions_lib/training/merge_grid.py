@@ -108,5 +108,5 @@ def _write(
 
 def _row_label(label: str, prompt: str, num_prompts: int) -> str:
     """The setting, and which prompt where there are several."""
-    short = prompt if len(prompt) <= 24 else prompt[:23] + "\u2026"
+    short = prompt if len(prompt) <= 24 else f"{prompt[:21]}..."
     return ", ".join(text for text in (label, short if num_prompts > 1 else "") if text)
