@@ -164,6 +164,13 @@ def _check_fit(
             + ("." if len(unknown) == len(changes) else ", or allow unknown layers to be left out."),
         )
     known = [name for name in changes if name in places]
+    outer = [name for name in known if changes[name].needs_base and not changes[name].fits(changes[name].shape)]
+    if outer:
+        raise MergeError(
+            f"{path.name} has {len(outer)} layers with a length for each output ({few(outer)}), which the WebUI takes "
+            "for lengths of inputs.",
+            "Turn it into factors or differences first: convert-lora with the checkpoint it was trained on as base.",
+        )
     wrong = [name for name in known if not _fits(changes[name], places[name])]
     if wrong:
         raise MergeError(

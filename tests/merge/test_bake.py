@@ -174,6 +174,9 @@ def test_what_is_refused(family_models: FamilyModels, baking: Callable[..., Merg
     good = small_lora(tmp_path, "c.safetensors", (name, 64, 64))
     with pytest.raises(MergeError, match="too large"):
         baking(base, {"path": str(good), "strength": "1e6"}, dtype="fp16")
+    outer = read_tensors(good) | {f"{name}.dora_scale": torch.ones(64, 1)}
+    with pytest.raises(MergeError, match="outer.safetensors has 1 layers with a length for each output"):
+        baking(base, write_atomic(tmp_path / "outer.safetensors", outer, {}))
     other = small_lora(tmp_path, "xl.safetensors", ("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", 64, 64))
     with pytest.raises(MergeError, match="xl.safetensors is for sdxl, sd1.safetensors is sd1"):
         baking(base, other, ignore_unknown=True)
