@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 an error that should not happen; 2 wrong arguments or sett
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -54,6 +55,10 @@ EXIT_CODES: tuple[tuple[type[ExtensionError], int], ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files and tensors may hold what a terminal's encoding does not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .expressions import checked_expression
+
 
 def parse_block_values(text: str, *, minimum: float, whole: bool) -> tuple[tuple[str, float], ...]:
     """(expression, value) pairs of 'expression=value; expression=value'; empty text gives none.
@@ -25,9 +27,9 @@ def _pair(entry: str, minimum: float, whole: bool) -> tuple[str, float]:
     if not sign or not expression:
         raise ValueError(f"holds {entry!r}; {accepted}")
     try:
-        re.compile(expression)
+        checked_expression(expression)
         value = float(int(number) if whole else float(number))
-    except (re.error, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"holds {entry!r} ({error}); {accepted}") from error
     if not minimum <= value < float("inf"):
         raise ValueError(f"holds {entry!r}; the number must be at least {minimum:g}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import types
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -14,11 +14,13 @@ from typing import Any, Union, get_args, get_origin
 from ..errors import ConfigError, Problem
 from .field import REQUIRED, Setting, settings_of
 from .job import TrainJobConfig
+from .json_text import parse_json
 from .methods import METHOD_CONFIGS, PivotalConfig
 from .optimizer import OPTIMIZERS_OF_BF16
 from .presets import AUTO, FAMILY_NAMES, PRESETS, default_preset, merge, method_of, preset_values
 from .words import EmbeddingConfig
 
+MAX_NAME_BYTES = 200  # file systems take 255, with what is added while writing
 FORBIDDEN_IN_NAMES = '<>:=,|/\\"?*'
 
 
@@ -34,7 +36,7 @@ def read_table(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
     try:
-        table = json.loads(text) if path.suffix.lower() == ".json" else _parse_toml(text)
+        table = parse_json(text) if path.suffix.lower() == ".json" else _parse_toml(text)
     except ValueError as error:
         raise ConfigError([Problem(str(path), f"is not valid {path.suffix[1:].upper() or 'TOML'}: {error}")]) from error
     if not isinstance(table, dict):
@@ -47,7 +49,10 @@ def _parse_toml(text: str) -> dict[str, Any]:
         import tomllib
     except ImportError:
         import tomli as tomllib
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def load(table: Mapping[str, Any]) -> TrainJobConfig:
@@ -224,9 +229,23 @@ def _join(path: str, key: str) -> str:
 
 def name_problems(path: str, name: str) -> list[Problem]:
     """What is wrong with the name of a file to be; `path` is the setting that gives it."""
-    if name.strip(" .") and name == name.strip() and not any(sign in FORBIDDEN_IN_NAMES for sign in name):
+    num_bytes = len(name.encode("utf-8", "replace"))
+    if num_bytes > MAX_NAME_BYTES:
+        return [Problem(path, f"has {num_bytes} bytes (in UTF-8), accepted are names of up to {MAX_NAME_BYTES}")]
+    is_name = name.strip(" .") and name == name.strip() and not any(sign in FORBIDDEN_IN_NAMES for sign in name)
+    # Line breaks, control signs, halves of characters: none of them can be read in a list.
+    if is_name and _without_joiners(name).isprintable():
         return []
-    return [Problem(path, f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES}")]
+    return [
+        Problem(
+            path, f"is {name!r}, accepted are file names without any of {FORBIDDEN_IN_NAMES} and control characters"
+        )
+    ]
+
+
+def _without_joiners(name: str) -> str:
+    """What joins several signs to one emoji or letter, and spaces of other widths, may stand in names."""
+    return "".join(sign for sign in name if unicodedata.category(sign) not in ("Cf", "Co", "Cn", "Zs"))
 
 
 def _check_words(job: TrainJobConfig) -> list[Problem]:

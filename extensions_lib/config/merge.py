@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from ..errors import Problem
+from .expressions import MAX_LENGTH, checked_expression
 from .field import option
 from .tool import DTYPES, ToolConfig
 
@@ -163,7 +163,7 @@ def _about_numbers(config: MergeConfig) -> list[Problem]:
 
 def _about_discard(expression: str) -> list[Problem]:
     try:
-        re.compile(expression)
-    except re.error as error:
-        return [Problem("discard", f"is {expression!r}, which is no regular expression: {error}")]
+        checked_expression(expression)
+    except ValueError as error:
+        return [Problem("discard", f"is {expression[:MAX_LENGTH]!r}: {error}")]
     return []

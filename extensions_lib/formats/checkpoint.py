@@ -15,6 +15,8 @@ from .atomic import write_file_atomic
 from .safetensors_io import TensorInfo, check_finite, describe_tensor, read_header, read_tensors, write_atomic
 from .torch_file import plain_tensor, read_torch_file
 
+_MAX_NESTING = 8  # of 'state_dict' in 'state_dict'; a damaged file may hold itself
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -80,8 +82,9 @@ def _own_memory(tensor: Tensor) -> Tensor:
 
 def tensors_of(path: Path, content: object) -> dict[str, Tensor]:
     """The named tensors in what a pickle held; `path` is for the message. Raises FormatError when there are none."""
-    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for _ in range(_MAX_NESTING):
+        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+            content = content["state_dict"]
     entries = content.items() if isinstance(content, Mapping) else ()
     tensors = {str(name): tensor for name, value in entries if (tensor := plain_tensor(value)) is not None}
     if not tensors:

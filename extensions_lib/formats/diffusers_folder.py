@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..config.json_text import parse_json
 from ..errors import FormatError
 from .safetensors_io import read_header
 
@@ -47,7 +47,7 @@ def describe_folder(folder: Path) -> dict[str, object]:
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

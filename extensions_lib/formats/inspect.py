@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
 from .checkpoint import tensors_of
@@ -21,6 +20,7 @@ from .origin import made_by
 from .problems import header_problems, number_problems
 from .recognise import Header, Recognised, recognise
 from .safetensors_io import describe_tensor, read_header
+from .tensor_file import TensorFile
 from .torch_file import read_torch_file
 
 _TRAINED_ON = (
@@ -144,7 +144,7 @@ def _from_header(path: Path, header: Header, metadata: Mapping[str, str]) -> tup
 
 def _lora_details(path: Path, header: Header) -> dict[str, object]:
     layers = {name.split(".", 1)[0] for name in header if name.startswith(("lora_", "oft_"))}
-    ranks = {i.shape[0] for name, i in header.items() if name.endswith(_RANK_FIRST)}
+    ranks = {i.shape[0] for name, i in header.items() if name.endswith(_RANK_FIRST) and i.shape}
     details: dict[str, object] = {
         "num_modules": len(layers),
         "num_unet_modules": sum(name.startswith(("lora_unet_", "oft_unet_")) for name in layers),
@@ -158,9 +158,10 @@ def _lora_details(path: Path, header: Header) -> dict[str, object]:
 
 
 def _alphas(path: Path, header: Header) -> list[float]:
-    names = [name for name in header if name.endswith(".alpha")]
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return sorted({float(file.get_tensor(name).float().reshape(-1)[0]) for name in names})
+    names = [name for name, info in header.items() if name.endswith(".alpha") and math.prod(info.shape) == 1]
+    with TensorFile(path) as file:
+        alphas = {float(file.read(name)) for name in names}
+    return sorted(filter(math.isfinite, alphas))
 
 
 def _from_pickle(path: Path) -> tuple[Header, Recognised, dict[str, object]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ..config.json_text import parse_json
 from .lineage import HOST_RECIPE
 
 _OWN = "train_studio."
@@ -76,7 +76,7 @@ def _module(said: Header) -> str:
 
 def _table(text: str | None) -> dict[str, Any]:
     try:
-        content = json.loads(text) if text else {}
+        content = parse_json(text) if text else {}
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

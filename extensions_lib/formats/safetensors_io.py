@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..config.json_text import parse_json
 from ..errors import FormatError, ModelError, NonFiniteLossError, OutputError
 from .atomic import write_bytes_atomic as write_bytes_atomic
 from .atomic import write_file_atomic
 from .hashes import autov1 as autov1
 from .hashes import data_section_sha256 as data_section_sha256
 from .hashes import file_sha256 as file_sha256
+from .regular import check_regular
 
 # Name in the file -> bytes per number, in the library's order: the data section is sorted from the last to the first.
 _ITEM_BYTES = {
@@ -77,32 +80,36 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
     Raises FormatError for a file that is empty, truncated, damaged or not .safetensors; ModelError when it is missing.
     """
-    try:
-        with path.open("rb") as file:
-            length = path.stat().st_size
-            header = _parse_header(path, file, length)
-    except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read: {error.strerror or error}.", "Check the name and the folder."
-        ) from error
-    metadata = header.pop("__metadata__", {})
-    infos = {name: _tensor_info(path, name, entry) for name, entry in header.items()}
-    _check_length(path, header, length)
-    if not infos:
-        raise FormatError(f"{path} holds no tensors.", _DAMAGED_HINT)
-    if not isinstance(metadata, dict):
-        raise _damaged(path, "its metadata is not a table")
-    return infos, {str(key): str(value) for key, value in metadata.items()}
+    header, places, metadata = _read_checked(path)
+    return {name: TensorInfo(str(header[name]["dtype"]), tuple(header[name]["shape"])) for name in places}, metadata
 
 
 def data_places(path: Path) -> dict[str, tuple[int, int]]:
     """Where each tensor begins and ends in the file, in bytes from its start. Raises as `read_header` does."""
-    read_header(path)
-    with path.open("rb") as file:
-        header = _parse_header(path, file, path.stat().st_size)
-        begin = file.tell()
-    entries = ((name, entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__")
-    return {name: (begin + first, begin + end) for name, (first, end) in entries}
+    return _read_checked(path)[1]
+
+
+def _read_checked(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, int]], dict[str, str]]:
+    """The header's entries of tensors, their places in the file, and its metadata."""
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            header = _parse_header(path, file, length)
+            begin = file.tell()
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check the name and the folder."
+        ) from error
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise _damaged(path, "its metadata is not a table")
+    places = {name: _place(path, name, entry) for name, entry in header.items()}
+    if not places:
+        raise FormatError(f"{path} holds no tensors.", _DAMAGED_HINT)
+    _check_places(path, places, begin, length)
+    places = {name: (begin + first, begin + end) for name, (first, end) in places.items()}
+    return header, places, {str(key): str(value) for key, value in metadata.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -165,14 +172,14 @@ def describe_tensor(tensor: Tensor) -> TensorInfo:
     return TensorInfo(_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
 
 
-def _parse_header(path: Path, file: BinaryIO, length: int) -> dict[str, dict[str, object]]:
+def _parse_header(path: Path, file: BinaryIO, length: int) -> dict[str, Any]:
     if length == 0:
         raise FormatError(f"{path} is empty (0 bytes).", _DAMAGED_HINT)
     header_bytes = int.from_bytes(file.read(8), "little")
     if length < 8 or header_bytes > min(length - 8, _MAX_HEADER_BYTES):
         raise _damaged(path, "it is truncated, or another kind of file under this name")
     try:
-        header = json.loads(file.read(header_bytes).decode("utf-8"))
+        header = parse_json(file.read(header_bytes).decode("utf-8"))
     except ValueError as error:
         raise _damaged(path, "its header cannot be read") from error
     if not isinstance(header, dict):
@@ -180,28 +187,35 @@ def _parse_header(path: Path, file: BinaryIO, length: int) -> dict[str, dict[str
     return header
 
 
-def _tensor_info(path: Path, name: str, entry: object) -> TensorInfo:
+def _place(path: Path, name: str, entry: object) -> tuple[int, int]:
+    """Begin and end of a tensor in the data section. Its entry is looked at: type, sizes, and that they agree."""
     try:
-        shape = tuple(int(size) for size in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-        info = TensorInfo(str(entry["dtype"]), shape)
+        shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], str(entry["dtype"])
+        are_counts = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, f"the entry of tensor {name!r} is wrong") from error
-    item_bytes = _ITEM_BYTES.get(info.dtype)
+    if not are_counts:
+        raise _damaged(path, f"the entry of tensor {name!r} has other numbers than whole ones from 0")
+    item_bytes = _ITEM_BYTES.get(dtype)
     if item_bytes is not None and end - begin != item_bytes * math.prod(shape):
         raise _damaged(
             path, f"the tensor {name!r} has {end - begin} bytes, its shape needs {item_bytes * math.prod(shape)}"
         )
-    return info
+    return begin, end
 
 
-def _check_length(path: Path, header: Mapping[str, Mapping[str, object]], length: int) -> None:
-    """The header does not count: its length is taken from the file, so only the data section can be cut off."""
-    with path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-    needed = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+def _check_places(path: Path, places: Mapping[str, tuple[int, int]], begin: int, length: int) -> None:
+    """The tensors must fill the rest of the file, one behind the other, as the library of the format asks."""
+    needed = begin + max(end for _, end in places.values())
     if length < needed:
         raise FormatError(f"{path} is truncated: it has {length} of {needed} bytes.", _DAMAGED_HINT)
+    done = 0
+    for first, end in sorted(places.values()):
+        if first != done or end < first:
+            raise _damaged(path, "its tensors overlap, or there are gaps between them")
+        done = end
+    if length > needed:
+        raise _damaged(path, f"{length - needed} bytes follow its last tensor")
 
 
 def _infos_in_file_order(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:

@@ -55,6 +55,7 @@ class TensorFile:
         self._file: BinaryIO | None = None
         if path.suffix.lower() == ".safetensors":
             self.infos, self.metadata = read_header(path)
+            _check_dtypes(path, self.infos)
             self._places = data_places(path)
             self._file = path.open("rb", buffering=0)
         else:
@@ -66,8 +67,6 @@ class TensorFile:
         if self._file is None:
             return self._tensors[name]
         info, (begin, end) = self.infos[name], self._places[name]
-        if info.dtype not in DTYPES:
-            raise FormatError(f"{self.path}: the tensor {name} has the type {info.dtype}, which cannot be read here.")
         data = torch.empty(end - begin, dtype=torch.uint8)
         view = memoryview(data.numpy())
         try:
@@ -136,6 +135,15 @@ class TensorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_dtypes(path: Path, infos: Mapping[str, TensorInfo]) -> None:
+    for name, info in infos.items():
+        if info.dtype not in DTYPES:
+            raise FormatError(
+                f"{path}: the tensor {name} has the type {info.dtype}; accepted are {', '.join(DTYPES)}.",
+                "Convert it with the program that made it.",
+            )
 
 
 def _unreadable(path: Path, error: OSError) -> ModelError:

@@ -12,6 +12,7 @@ import torch.serialization
 from torch import Tensor
 
 from ..errors import FormatError, ModelError
+from .regular import check_regular
 
 # What torch.save has written first since its beginnings: the pickled number 0x1950a86a20f9469cfc6c.
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -25,6 +26,7 @@ def read_torch_file(path: Path, *, mapped: bool = False) -> object:
     With `mapped` the tensors of a zip file stay on the disk until they are used: the file must not change meanwhile.
     No code of the file runs: anything else in it raises FormatError, as do damaged files; ModelError when missing.
     """
+    check_regular(path)
     try:
         _refuse_odd_containers(path)
         mapped = mapped and zipfile.is_zipfile(path)

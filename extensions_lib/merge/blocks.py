@@ -21,9 +21,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..config.expressions import checked_expression
 from ..errors import MergeError
 
 BASE, TEXT, VAE = "BASE", "TE", "VAE"
+_MAX_LENGTH = 4000
+_ENTRY = re.compile(r"(?:/(?:\\.|[^/\\])*/|[^,;\n/])+")
+_SHOWN = 80
 _UNET_PREFIX = "model.diffusion_model."
 
 
@@ -138,6 +142,10 @@ def parse_ratios(text: str, block_map: BlockMap, *, for_lora: bool = False) -> B
     With such a list, blocks it does not name are 0: a file of that kind holds nothing there. Raises MergeError for
     what is none of it, saying what is accepted, and for an empty text.
     """
+    if len(text) > _MAX_LENGTH:
+        raise MergeError(
+            f"The block weights have {len(text)} characters; accepted are up to {_MAX_LENGTH}.", "Give fewer entries."
+        )
     entries = list(_entries(text))
     numbers: list[float] = []
     while entries and (number := _number(entries[0])) is not None:
@@ -157,7 +165,9 @@ def parse_ratios(text: str, block_map: BlockMap, *, for_lora: bool = False) -> B
 def _entries(text: str) -> Iterator[str]:
     """Split at separators outside slashes; the name before a published list ('GRAD_V<tab>0,1,...') is left out."""
     text = re.sub(r"^\s*[^\s,;=:/]*[^\s,;=:/\d.+-][^\s,;=:/]*[\t ,]+(?=[-+.\d])", "", text)
-    for entry in re.findall(r"(?:/(?:\\.|[^/\\])*/|[^,;\n/])+", text):
+    if "/" in _ENTRY.sub("", text):
+        raise _unreadable(text, "a slash has no partner; an expression stands between two, as in /attn2/=1")
+    for entry in _ENTRY.findall(text):
         if entry.strip():
             yield entry.strip()
 
@@ -235,9 +245,9 @@ def _blocks(text: str, block_map: BlockMap) -> tuple[str, ...] | None:
 def _pattern(text: str, entry: str) -> re.Pattern[str]:
     inner = text[1:-1] if len(text) > 1 and text.startswith("/") and text.endswith("/") else text
     try:
-        return re.compile(inner)
-    except re.error as error:
-        raise _unreadable(entry, f"{inner!r} is no regular expression: {error}") from error
+        return checked_expression(inner)
+    except ValueError as error:
+        raise _unreadable(entry, f"{_short(inner)!r}: {error}") from error
 
 
 def _complete(told: dict[str, float], block_map: BlockMap, text: str) -> dict[str, float]:
@@ -245,7 +255,7 @@ def _complete(told: dict[str, float], block_map: BlockMap, text: str) -> dict[st
     missing = [name for name in block_map.preset if name not in told]
     if missing:
         raise MergeError(
-            f"{text!r} gives no ratio for {', '.join(missing)}.",
+            f"{_short(text)!r} gives no ratio for {', '.join(missing)}.",
             "Begin with a number for everything, such as '0.5, IN04-IN08=0.2'"
             + ("; a list without BASE needs it apart, such as 'BASE=0'." if missing == [BASE] else "."),
         )
@@ -254,6 +264,10 @@ def _complete(told: dict[str, float], block_map: BlockMap, text: str) -> dict[st
 
 def _unreadable(entry: str, why: str = "it has no number at its end") -> MergeError:
     return MergeError(
-        f"The block weights hold {entry!r}, which cannot be read: {why}.",
+        f"The block weights hold {_short(entry)!r}, which cannot be read: {why}.",
         "Accepted are a number, a list of 26 (SDXL: 20), and entries such as IN04-IN08=0.2, attn2=1, IN:attn2=0.5.",
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..config.json_text import parse_json
 from ..config.networks import ConvertLoraConfig
 from ..control import JobControl
 from ..errors import MergeError
@@ -165,22 +165,24 @@ def _strength(config: ConvertLoraConfig, told: Mapping[str, object], change: Lay
 
 def _peft_settings(given: LoraFile) -> dict[str, object]:
     try:
-        told = json.loads(given.metadata.get(_PEFTS, "{}"))
+        told = parse_json(given.metadata.get(_PEFTS, "{}"))
     except ValueError:
+        return {}
+    if not isinstance(told, dict):
         return {}
     if any(told.get(f"{network}.alpha_pattern") for network in _PEFT_NETWORKS.values()):
         raise MergeError(
             f"{given.path.name} has alphas of its own for some layers (alpha_pattern), which are not read.",
             "Save it with one alpha.",
         )
-    return dict(told)
+    return told
 
 
 def _check_adapter_config(path: Path) -> None:
     """peft writes the strength into a file beside the tensors, which would be lost. Raises MergeError for one."""
     beside = path.with_name("adapter_config.json")
     try:
-        told = json.loads(beside.read_text(encoding="utf-8"))
+        told = parse_json(beside.read_text(encoding="utf-8"))
         alpha, rank, is_rslora = float(told["lora_alpha"]), float(told["r"]), bool(told.get("use_rslora"))
     except (OSError, ValueError, KeyError, TypeError):
         return

@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..config.codec import dump
 from ..config.field import Setting, settings_of
+from ..config.json_text import parse_json
 from ..config.merge import FORMULAS
 from ..config.tool import ToolConfig
 from ..config.tools import kind_of, source_files
@@ -106,7 +107,7 @@ def _is_place(setting: Setting) -> bool:
 def recipe_from_json(text: str, where: str) -> Recipe:
     """The inverse of `Recipe.to_json`; `where` begins the message. Raises FormatError for anything else."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         models = tuple(Parent(**model) for model in content["models"])
         vae = Parent(**content["vae"]) if content["vae"] else None
         return Recipe(dict(content["settings"]), models, vae, str(content["version"]))
@@ -223,7 +224,7 @@ def _multiplier(settings: Mapping[str, Any]) -> float | str:
 
 def _json_or_none(text: str | None) -> dict[str, Any] | None:
     try:
-        found = json.loads(text) if text else None
+        found = parse_json(text) if text else None
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

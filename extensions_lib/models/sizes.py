@@ -5,13 +5,13 @@ Names are those of a single-file checkpoint. What shapes cannot tell (numbers of
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.json_text import parse_json
 from ..errors import FormatError, KeyMismatchError, ModelError
 from ..formats.keys import UNetLayout
 from ..formats.safetensors_io import TensorInfo
@@ -172,7 +172,7 @@ def _clip_config(checkpoint: Path, version: str) -> Config | None:
 def read_json(path: Path) -> Config:
     """A JSON object. Raises FormatError when the file cannot be read or is something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FormatError(f"{path} cannot be read: {error}.", "Copy or download the folder again.") from error
     if not isinstance(content, dict):

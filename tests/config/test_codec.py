@@ -181,7 +181,11 @@ def test_values_that_cannot_be_looked_up_or_counted_are_mistakes_too(change: dic
         ({"block_ranks": "mid_block"}, "method.block_ranks", "holds 'mid_block'; accepted is 'expression=number'"),
         ({"block_ranks": "mid=1.5"}, "method.block_ranks", "holds 'mid=1.5' (invalid literal"),
         ({"block_ranks": "mid=-1"}, "method.block_ranks", "the number must be at least 0"),
-        ({"block_rates": "(=2"}, "method.block_rates", "holds '(=2' (missing ), unterminated subpattern"),
+        (
+            {"block_rates": "(=2"},
+            "method.block_rates",
+            "holds '(=2' (it is no regular expression: missing ), unterminated subpattern",
+        ),
         ({"block_rates": "mid=inf"}, "method.block_rates", "the number must be at least 0"),
         ({"lokr_factor": 0}, "method.lokr_factor", "is 0, accepted are -1 and whole numbers from 1 on"),
         ({"algorithm": "full", "dora": True}, "method.dora", "is True; the algorithm 'full' has no rank"),

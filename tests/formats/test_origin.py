@@ -62,3 +62,16 @@ def test_supermergers_lineage() -> None:
     tree = lineage({"sd_merge_recipe": json.dumps(SUPERMERGER), "sd_merge_models": json.dumps(models)})
     assert [model["name"] for model in tree["models"]] == ["one", "two"]
     assert (tree["formula"], tree["multiplier"]) == ("Weight sum", 0.3)
+
+
+def test_models_made_of_each_other_are_told_once() -> None:
+    hashes = [f"{i:064}" for i in range(30)]
+    recipe = {"type": "webui-merge", "model_hashes": hashes}
+    models = {sha256: {"name": "m", "sd_merge_recipe": recipe} for sha256 in hashes}
+    tree = lineage({"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(models)})
+    assert len(tree["models"]) == 30
+    assert sum(json.dumps(tree).count(sha256) for sha256 in hashes) < 30 * 10
+
+
+def test_deep_texts_are_no_lineage() -> None:
+    assert lineage({"sd_merge_recipe": "[" * 100_000}) is None

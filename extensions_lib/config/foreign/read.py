@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PureWindowsPath
@@ -12,6 +11,7 @@ from ...errors import ConfigError, Problem
 from ..codec import check_partial, dump, load
 from ..field import settings_of
 from ..job import TrainJobConfig
+from ..json_text import parse_json
 from ..presets import merge
 from .kohya import from_kohya_config, from_kohya_metadata, is_kohya_config, is_kohya_metadata
 from .onetrainer import from_onetrainer, is_onetrainer
@@ -89,7 +89,7 @@ def _with_modelspec(recipe: Recipe, metadata: Mapping[str, str]) -> Recipe:
 
 def _parsed(content: str, name: str) -> Mapping[str, Any]:
     try:
-        table = json.loads(content)
+        table = parse_json(content)
     except ValueError as error:
         raise ConfigError([Problem(name, f"is damaged: {error}")]) from error
     if not isinstance(table, Mapping):
