@@ -143,7 +143,7 @@ def test_the_host_finds_every_layer_and_computes_what_is_meant(
         size = float(wanted.abs().max())
         worst = max(worst, float((change - wanted).abs().max()) / (size or 1.0))
     record_property("difference of the change", worst)
-    assert worst < (2e-3 if what in ("extracted", "dora as factors") else 1e-4)
+    assert worst < 2e-5
 
 
 @pytest.mark.parametrize("what", FILES)
