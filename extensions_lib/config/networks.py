@@ -11,6 +11,9 @@ from .tool import DTYPES, ToolConfig
 _STRENGTH_HELP = "A number, block weights (26 or 17; SDXL: 20 or 12), or entries such as '0.5, IN04-IN08=0.2, TE=0'."
 
 
+EMBEDDINGS_FOLDER_HELP = "Folder for these embeddings; empty: that of the result."
+
+
 @dataclass(frozen=True, kw_only=True)
 class BakeNetwork:
     """One of the files that are baked in."""
@@ -28,6 +31,11 @@ class BakeConfig(ToolConfig):
         help="The files, in the order in which they are applied.", item=BakeNetwork, of_line=lambda path: {"path": path}
     )
     ignore_unknown: bool = option(False, help="Leave out layers the checkpoint does not have; they are listed.")
+    embeddings: str = option(
+        "beside", help="Words bundled with the files, which no checkpoint can hold; beside: as embeddings.",
+        choices=("beside", "drop"),
+    )  # fmt: skip
+    embeddings_folder: str = option("", help=EMBEDDINGS_FOLDER_HELP, file="folder", advanced=True)
     dtype: str = option("fp16", help="Number format of the result.", choices=DTYPES)
     vae_dtype: str = option("keep", help="That of the VAE; keep: as it was.", choices=("keep", *DTYPES), advanced=True)
 
@@ -129,9 +137,6 @@ class CombineConfig(ReducingConfig):
         return [*missing, *super().problems()]
 
 
-EMBEDDINGS = ("keep", "drop", "beside")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ConvertLoraConfig(LoraToolConfig):
     """A LoRA-family file as the WebUI reads it."""
@@ -151,11 +156,9 @@ class ConvertLoraConfig(LoraToolConfig):
         min=0, max=1024,
     )  # fmt: skip
     embeddings: str = option(
-        "keep", help="Words bundled with it; beside: as embeddings of their own.", choices=EMBEDDINGS
+        "keep", help="Words bundled with it; beside: as embeddings of their own.", choices=("keep", "drop", "beside")
     )
-    embeddings_folder: str = option(
-        "", help="Folder for these embeddings; empty: that of the result.", file="folder", advanced=True
-    )
+    embeddings_folder: str = option("", help=EMBEDDINGS_FOLDER_HELP, file="folder", advanced=True)
     ignore_unknown: bool = option(False, help="Leave out layers that these models do not have; they are listed.")
 
     def problems(self) -> list[Problem]:

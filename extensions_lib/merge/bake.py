@@ -7,8 +7,8 @@ changed in float32 and written tensor by tensor; the files themselves are in mem
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,20 +19,19 @@ from ..config.tools import kind_of
 from ..control import JobControl
 from ..errors import MergeError
 from ..events import Warned
-from ..formats.embedding import bundled_names
-from ..formats.network import LayerChange, read_network
-from ..formats.recognise import recognise
+from ..formats.network import LayerChange
 from ..formats.safetensors_io import DTYPES, TensorInfo, in_file_order, num_bytes
 from ..formats.tensor_file import TensorFile
 from ..models.sibling import sibling_path
 from .blocks import BLOCK_MAPS, BlockRatios, parse_ratios
 from .fit import POSITION_IDS
 from .layers import Place, layer_places
-from .lora_files import canonical_changes, check_finite
+from .lora_files import LoraFile, canonical_changes, read_lora_file
 from .models import Model, few, read_model
 from .plan import check_output, result_info
 from .progress import Emit, Progress
 from .recipe import Recipe, checkpoint_facts, lineage_metadata, modelspec, own_key, recipe_of
+from .words_beside import word_files, write_words
 from .work import is_finite, making_ahead, num_threads
 from .writing import HashOf, Merged, Writing, write_made
 
@@ -65,7 +64,10 @@ class Addition:
 
 @dataclass(frozen=True)
 class BakePlan:
-    """Files that fit: `infos` of the result, and the additions to each of its tensors, in order."""
+    """Files that fit: `infos` of the result, and the additions to each of its tensors, in order.
+
+    `words` are the tensors of the embeddings that are written beside it, by path.
+    """
 
     config: BakeConfig
     model: Model
@@ -73,6 +75,7 @@ class BakePlan:
     output: Path
     infos: dict[str, TensorInfo]
     additions: dict[str, list[Addition]]
+    words: dict[Path, dict[str, Tensor]]
     warnings: tuple[str, ...] = ()
 
     @property
@@ -89,31 +92,47 @@ def plan_bake(config: BakeConfig, *, in_memory: bool = False) -> BakePlan:
     """
     model = read_model(Path(config.base))
     places, warnings = layer_places(model), []
-    networks, additions = [], {}
+    networks, additions, files = [], {}, []
     for entry in config.networks:
         path = Path(entry.path)
-        with TensorFile(path) as file:
-            metadata, family = dict(file.metadata), recognise(file.infos).family
-        if family not in ("", model.family):
+        given = read_lora_file(path)
+        if given.family not in ("", model.family):
             raise MergeError(
-                f"{path.name} is for {family}, {model.path.name} is {model.family}.", "Choose a file for these models."
+                f"{path.name} is for {given.family}, {model.path.name} is {model.family}.",
+                "Choose a file for these models.",
             )
-        changes = canonical_changes(path, read_network(path), model.family)[0]
+        files.append(given)
+        changes = canonical_changes(path, given.changes, model.family)[0]
         unknown = _check_fit(path, changes, places, model, ignore_unknown=config.ignore_unknown)
         if unknown:
             warnings.append(f"{path.name}: left out {len(unknown)} layers: {', '.join(unknown)}.")
-        if words := bundled_names(path):
-            warnings.append(f"{path.name} brings the words {', '.join(words)}, which no checkpoint can hold.")
         strength = parse_ratios(entry.strength, BLOCK_MAPS[model.family], for_lora=True)
         kept = {name: change for name, change in changes.items() if name not in unknown}
-        networks.append(Network(path, kept, metadata, strength))
+        networks.append(Network(path, kept, given.metadata, strength))
         _add(additions, networks[-1], places)
     infos = {name: result_info(config, info, name) for name, info in model.infos.items()}
     output = Path(config.folder) / f"{config.name}.safetensors"
-    plan = BakePlan(config, model, tuple(networks), output, infos, additions, tuple(warnings))
+    words = _words(config, files) if config.embeddings == "beside" and not in_memory else {}
+    plan = BakePlan(config, model, tuple(networks), output, infos, additions, words, tuple(warnings))
     if not in_memory:
         check_output(output, plan.sources, sum(map(num_bytes, infos.values())), overwrite=config.overwrite)
+    for path in words:
+        check_output(path, plan.sources, 0, overwrite=config.overwrite)
     return plan
+
+
+def _words(config: BakeConfig, files: Sequence[LoraFile]) -> dict[Path, dict[str, Tensor]]:
+    """The embeddings of all files by path. Raises MergeError for a word that two files bring."""
+    found: dict[Path, dict[str, Tensor]] = {}
+    for given in files:
+        words = word_files(given, config.embeddings_folder or config.folder)
+        if both := [path.stem for path in words if path in found]:
+            raise MergeError(
+                f"{given.path.name} and a file before it both bring the word {both[0]!r}.",
+                "Drop the words, or bake these files one after the other.",
+            )
+        found |= words
+    return found
 
 
 def bake(
@@ -135,9 +154,11 @@ def bake(
         yaml=yaml if yaml.is_file() else None,
         overwrite=plan.config.overwrite,
     )
-    return write_made(
+    merged = write_made(
         writing, lambda files: _tensors(plan, files[0], control, emit), control, emit, hash_of=hash_of, recipe=recipe
     )
+    words = plan.words if recipe is None else {}
+    return replace(merged, words=write_words(words, plan.model.family, overwrite=plan.config.overwrite))
 
 
 def baked_tensors(plan: BakePlan, control: JobControl, emit: Emit) -> Generator[tuple[str, Tensor], None, None]:
@@ -177,7 +198,6 @@ def _check_fit(
             f"{path.name} does not fit {model.path.name}: {len(wrong)} layers have another shape ({few(wrong)}).",
             "Choose a file made for this family of models.",
         )
-    check_finite(path, (changes[name] for name in known))
     return unknown
 
 

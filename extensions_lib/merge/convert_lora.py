@@ -91,7 +91,8 @@ def convert_lora(
     given = read_lora_file(paths[0])
     model = read_model(paths[1]) if config.base else None
     family = _family(config, given, model)
-    words = word_files(config, given) if config.embeddings == "beside" and recipe is None else {}
+    is_beside = config.embeddings == "beside" and recipe is None
+    words = word_files(given, config.embeddings_folder or config.folder) if is_beside else {}
     for path in (output_path(config), *words):
         check_output(path, paths, 0, overwrite=config.overwrite)
     named = _named(config, given, family, emit)

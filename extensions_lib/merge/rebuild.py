@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import __version__
@@ -31,7 +31,9 @@ _MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 # The tools whose results can be made again: settings, control, listener, the recipe that is written -> the result.
 MAKERS: dict[str, Callable[..., Merged | WrittenLora]] = {
     "merge": lambda config, control, emit, recipe: execute(plan_merge(config), control, emit, recipe=recipe),
-    "bake": lambda config, control, emit, recipe: bake(plan_bake(config), control, emit, recipe=recipe),
+    "bake": lambda config, control, emit, recipe: bake(
+        plan_bake(replace(config, embeddings="drop")), control, emit, recipe=recipe
+    ),
     "extract": lambda config, control, emit, recipe: extract(config, control, emit, recipe=recipe),
     "combine": lambda config, control, emit, recipe: combine(config, control, emit, recipe=recipe),
     "resize": lambda config, control, emit, recipe: resize(config, control, emit, recipe=recipe),

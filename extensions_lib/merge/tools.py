@@ -171,7 +171,7 @@ def _rebuild(config: RebuildConfig, control: JobControl, emit: Emit, hash_of: Ha
 
 
 def _checkpoint(merged: Merged) -> ToolResult:
-    return ToolResult(merged.path, "checkpoint", beside=(merged.yaml,) if merged.yaml else ())
+    return ToolResult(merged.path, "checkpoint", beside=merged.beside)
 
 
 def _lora(written: WrittenLora) -> ToolResult:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..config.networks import ConvertLoraConfig
 from ..errors import MergeError
 from ..formats.embedding import file_tensors
 from ..formats.metadata import ArtefactInfo, embedding_metadata
@@ -18,18 +17,17 @@ from .lora_files import LoraFile
 _SINGLE = "string_to_param."
 
 
-def word_files(config: ConvertLoraConfig, given: LoraFile) -> dict[Path, dict[str, Tensor]]:
+def word_files(given: LoraFile, folder: str) -> dict[Path, dict[str, Tensor]]:
     """The tensors of each embedding by the path of its file. Raises MergeError for words in another form."""
     vectors: dict[str, dict[str, Tensor]] = {}
     for name, tensor in given.words.items():
         word, _, key = name.removeprefix(BUNDLED_EMBEDDING).partition(".")
         vectors.setdefault(word, {})["" if key.startswith(_SINGLE) else key] = tensor
-    folder = Path(config.embeddings_folder or config.folder)
     try:
-        return {folder / f"{word}.safetensors": file_tensors(word, each) for word, each in vectors.items()}
+        return {Path(folder) / f"{word}.safetensors": file_tensors(word, each) for word, each in vectors.items()}
     except ValueError as error:
         raise MergeError(
-            f"{given.path.name} holds words in a form that no embedding file has: {error}.", "Keep or drop them."
+            f"{given.path.name} holds words in a form that no embedding file has: {error}.", "Drop them."
         ) from error
 
 

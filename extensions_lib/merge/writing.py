@@ -40,11 +40,17 @@ class Writing:
 
 @dataclass(frozen=True)
 class Merged:
-    """The written file, the recipe in it, and the description copied beside it, if there is one."""
+    """The written file, the recipe in it, and beside it the description, if there is one, and embeddings."""
 
     path: Path
     recipe: Recipe
     yaml: Path | None = None
+    words: tuple[Path, ...] = ()
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """All further files."""
+        return (*((self.yaml,) if self.yaml else ()), *self.words)
 
 
 def write_made(

@@ -15,6 +15,7 @@ from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
 from extensions_lib.errors import ConfigError, MergeError, OutputError
 from extensions_lib.events import Event, Warned
+from extensions_lib.formats.embedding import bundled_tensors, read_embedding
 from extensions_lib.formats.lineage import lineage
 from extensions_lib.formats.metadata import ArtefactInfo
 from extensions_lib.formats.network import read_network
@@ -152,6 +153,35 @@ def test_schedules_and_markers_keep_their_numbers(
     assert all(
         torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in further.items()
     )
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_bundled_words_are_written_beside(
+    family: str, family_models: FamilyModels, baking: Callable[..., Merged], tmp_path: Path
+) -> None:
+    base = family_models[family]
+    layer = {"sd1": "lora_te", "sdxl": "lora_te1"}[family] + "_text_model_encoder_layers_0_self_attn_q_proj"
+    lora = read_tensors(small_lora(tmp_path, "a.safetensors", (layer, 64, 64)))
+    keys = {"sd1": {"": 768}, "sdxl": {"clip_l": 768, "clip_g": 1280}}[family]
+    vectors = {key: torch.randn(2, width, generator=torch.Generator().manual_seed(1)) for key, width in keys.items()}
+    path = write_atomic(tmp_path / "both.safetensors", lora | bundled_tensors("zcat", vectors), {})
+    words = tmp_path / "words"
+    merged = baking(base, path, name="baked", embeddings_folder=str(words))
+    assert merged.beside[-1] == words / "zcat.safetensors"
+    found = read_embedding(merged.beside[-1]).vectors
+    assert found.keys() == vectors.keys() and all(torch.equal(found[key], vectors[key]) for key in vectors)
+    alone = baking(base, tmp_path / "a.safetensors", name="alone")
+    same = read_tensors(alone.path)
+    assert all(torch.equal(tensor, same[name]) for name, tensor in read_tensors(merged.path).items())
+
+    with pytest.raises(OutputError, match=r"zcat.safetensors already exists"):
+        baking(base, path, name="again", embeddings_folder=str(words))
+    with pytest.raises(MergeError, match="both bring the word 'zcat'"):
+        baking(base, path, path, name="again", embeddings_folder=str(tmp_path / "other"))
+    assert baking(base, path, path, name="dropped", embeddings="drop").words == ()
+    assert not (tmp_path / "out" / "again.safetensors").exists() and not (tmp_path / "other").exists()
+    result = rebuild(merged.path, [tmp_path, base.parent], tmp_path / "rebuilt.safetensors", JobControl(), lambda e: e)
+    assert result.is_same is True
 
 
 def test_unknown_layers(family_models: FamilyModels, baking: Callable[..., Merged], tmp_path: Path) -> None:
