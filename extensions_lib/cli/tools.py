@@ -62,7 +62,7 @@ def _run(kind: str, options: argparse.Namespace) -> int:
 
 def _table(tool: Tool, options: argparse.Namespace) -> dict[str, Any]:
     table = read_table(options.settings) if options.settings else {}
-    table |= given_settings(options, tool.settings)
+    table |= given_settings(options, tool.settings, _plain_files(tool))
     table |= {name: getattr(options, name) for name in _plain_files(tool) if getattr(options, name) is not None}
     files = tool.files
     if files is None:

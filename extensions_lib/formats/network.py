@@ -325,6 +325,8 @@ def _check_parts(path: Path, change: LayerChange) -> None:
     try:
         shape = entry.shape(meta)
         fits = bool(shape) and entry.product(meta).numel() == math.prod(shape) > 0
+        fits = fits and all(tensor.numel() for tensor in meta.values())
+        fits = fits and all(meta[name].numel() == 1 for name in (ALPHA, SCALE) if name in meta)
     except (RuntimeError, IndexError, ValueError):
         fits = False
     if not fits:

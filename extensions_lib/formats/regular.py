@@ -14,7 +14,7 @@ def check_regular(path: Path) -> None:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ModelError(f"{str(path)!r} cannot be read: {why}.", "Check the name and the folder.") from error
+        raise ModelError(f"{path} cannot be read: {why}.", "Check the name and the folder.") from error
     if stat.S_ISDIR(mode):
         raise FormatError(f"{path} is a folder; a file is needed.", "Choose a file in it, or another.")
     if not stat.S_ISREG(mode):

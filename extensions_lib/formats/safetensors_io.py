@@ -191,6 +191,7 @@ def _place(path: Path, name: str, entry: object) -> tuple[int, int]:
     """Begin and end of a tensor in the data section. Its entry is looked at: type, sizes, and that they agree."""
     try:
         shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], str(entry["dtype"])
+        name.encode("utf-8")
         are_counts = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, f"the entry of tensor {name!r} is wrong") from error

@@ -77,7 +77,9 @@ def read_model(path: Path) -> Model:
     recognised = recognise(infos)
     is_checkpoint = recognised.kind in ("checkpoint", "unet") and INPUT_WEIGHT in infos
     if not is_checkpoint or recognised.family not in BLOCK_MAPS:
-        what = " ".join(text for text in (recognised.family, recognised.kind) if text)
+        what = f"{recognised.family} {recognised.kind}".strip()
+        if not recognised.family and recognised.kind in ("checkpoint", "unet"):
+            what += " of no known family"
         raise MergeError(
             f"{path.name} is no checkpoint that can be used here: it was recognised as '{what}'.",
             "Choose single-file checkpoints of Stable Diffusion 1, 2 or XL.",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..config.field import settings_of
-from ..config.tools import TOOLS, load_tool
+from ..config.tools import TOOLS, load_tool, source_files
 from ..control import JobControl
 from ..errors import FormatError, MergeError, ModelError
 from ..events import Warned
@@ -22,7 +23,7 @@ from .lora_files import WrittenLora
 from .plan import plan_merge
 from .progress import Emit, hash_with_progress
 from .prune import plan_prune, prune
-from .recipe import Parent, Recipe, own_key, recipe_from_json, with_files
+from .recipe import Parent, Recipe, own_key, recipe_from_json, with_files, without_places
 from .resize import resize
 from .writing import HashOf, Merged
 
@@ -61,13 +62,15 @@ def read_recipe(path: Path) -> tuple[str, Recipe]:
     if path.suffix.lower() == ".json":
         try:
             recipe = recipe_from_json(path.read_text(encoding="utf-8"), path.name)
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the name.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{path} cannot be read: {error}.", "Check the name.") from error
         return _tool_of(recipe, path), recipe
     metadata = read_header(path)[1] if path.suffix.lower() == ".safetensors" else {}
     tool = next((kind for kind in MAKERS if own_key(kind) in metadata), None)
     if tool is None:
-        raise FormatError(f"{path.name} holds no recipe of a file made here.", "Choose a file made by Train Studio.")
+        raise FormatError(
+            f"{path.name} holds no recipe.", f"Choose a .safetensors file made by one of {', '.join(MAKERS)}."
+        )
     return tool, recipe_from_json(metadata[own_key(tool)], path.name)
 
 
@@ -97,6 +100,9 @@ def rebuild(
     tool, recipe = read_recipe(source)
     if recipe.version != __version__:
         emit(Warned(text=f"Made with version {recipe.version}, this is {__version__}: the bytes may differ."))
+    settings = without_places(TOOLS[tool].settings, recipe.settings)
+    _check_recipe(source, tool, settings, recipe)
+    _check_folders(folders)
     wanted = {parent.sha256: parent for parent in recipe.parents}
     found = find_models(wanted, folders, control, emit, hash_of)
     missing = [f"{parent.name} ({sha256[:10]})" for sha256, parent in wanted.items() if sha256 not in found]
@@ -106,14 +112,30 @@ def rebuild(
             f"{len(missing)} of {len(wanted)} models were not found below {searched}: {', '.join(missing)}.",
             "Name the folder that holds them; they may have another name, not other content.",
         )
-    place = {"name": output.stem, "folder": str(output.parent), "overwrite": overwrite}
+    place = {"name": output.name.removesuffix(".safetensors"), "folder": str(output.parent), "overwrite": overwrite}
     paths = [str(found[parent.sha256]) for parent in recipe.parents]
-    config = load_tool(tool, {**with_files(TOOLS[tool].settings, recipe.settings, paths), **place})
+    config = load_tool(tool, {**with_files(TOOLS[tool].settings, settings, paths), **place})
     made = MAKERS[tool](config, control, emit, recipe)
     if source.suffix.lower() == ".json":
         return Rebuilt(made, tool, None)
     hashes = {hash_with_progress(path, control, emit) for path in (source, made.path)}
     return Rebuilt(made, tool, len(hashes) == 1)
+
+
+def _check_recipe(source: Path, tool: str, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    """A recipe may have been edited. Raises ConfigError for its settings, FormatError for models it lacks."""
+    num_named = len(source_files(load_tool(tool, settings)))
+    if num_named != len(recipe.parents):
+        raise FormatError(
+            f"{source.name}: the recipe's settings name {num_named} files, it lists {len(recipe.parents)} models.",
+            "Choose a file whose recipe was not changed.",
+        )
+
+
+def _check_folders(folders: Sequence[Path]) -> None:
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        raise MergeError(f"There is no folder {', '.join(missing)}.", "Name folders that hold the models.")
 
 
 def find_models(

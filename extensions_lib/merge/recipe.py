@@ -108,11 +108,26 @@ def recipe_from_json(text: str, where: str) -> Recipe:
     """The inverse of `Recipe.to_json`; `where` begins the message. Raises FormatError for anything else."""
     try:
         content = parse_json(text)
-        models = tuple(Parent(**model) for model in content["models"])
-        vae = Parent(**content["vae"]) if content["vae"] else None
-        return Recipe(dict(content["settings"]), models, vae, str(content["version"]))
+        models = tuple(_parent(model) for model in content["models"])
+        vae = _parent(content["vae"]) if content["vae"] else None
+        if not isinstance(content["settings"], dict):
+            raise ValueError("its settings are no table")
+        return Recipe(content["settings"], models, vae, str(content["version"]))
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{where}: the recipe cannot be read ({error}).", "Choose a file made here.") from error
+
+
+def _parent(told: Mapping[str, Any]) -> Parent:
+    parent = Parent(**told)
+    if not all(isinstance(text, str) for text in (parent.name, parent.sha256, parent.autov1)):
+        raise ValueError("the name or a hash of a model is no text")
+    return parent
+
+
+def without_places(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the dataclass `cls` without folders, which no recipe has a say in."""
+    places = {setting.name for setting in settings_of(cls) if _is_place(setting)}
+    return {key: value for key, value in settings.items() if key not in places}
 
 
 def recipe_metadata(recipe: Recipe, plan: MergePlan) -> dict[str, str]:

@@ -6,11 +6,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from extensions_lib.config.merge import FORMULAS
 from extensions_lib.config.tools import load_tool
 from extensions_lib.control import JobControl
-from extensions_lib.errors import FormatError, MergeError, ModelError
+from extensions_lib.errors import ConfigError, FormatError, MergeError, ModelError
 from extensions_lib.events import Warned
 from extensions_lib.formats.lineage import lineage, lineage_lines
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
@@ -170,3 +171,61 @@ def test_a_chain_of_tools_and_each_of_its_files_again(tmp_path, family_models):
     for kind, path in kinds.items():
         recipe.write_text(read_header(path)[1][own_key(kind)], encoding="utf-8")
         assert read_recipe(recipe)[0] == kind
+
+
+def edited(path, tmp_path, change):
+    """The recipe of a file as a .json, changed by `change`."""
+    tool = next(tool for tool in ("merge", "convert-lora") if own_key(tool) in read_header(path)[1])
+    content = json.loads(read_header(path)[1][own_key(tool)])
+    change(content)
+    recipe = tmp_path / "edited.json"
+    recipe.write_text(json.dumps(content), encoding="utf-8")
+    return recipe
+
+
+EDITS = {
+    "models are a text": (lambda c: c["settings"].update(models="x"), ConfigError, "models: must be a list"),
+    "models hold a number": (lambda c: c["settings"].update(models=[1, 2]), ConfigError, "must be a table"),
+    "too few models": (lambda c: c["models"].pop(), FormatError, "name 2 files, it lists 1 models"),
+    "too many settings": (lambda c: c["settings"]["models"].pop(), ConfigError, "models: are 1"),
+    "a hash is a number": (lambda c: c["models"][0].update(sha256=5), FormatError, "no text"),
+    "settings are a list": (lambda c: c.update(settings=[["name", "x"]]), FormatError, "no table"),
+    "an expression": (lambda c: c["settings"].update(discard="(a+)+"), ConfigError, "repeats a group"),
+    "unknown tool": (lambda c: c["settings"].update(fold=1), FormatError, "of no tool"),
+    "deep": (lambda c: c.update(version=[[]]), MergeError, "were not found"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_recipe(tmp_path, abc, merge, edit):
+    change, error, text = EDITS[edit]
+    recipe = edited(merge(abc[:2]).path, tmp_path, change)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(error, match=text):
+        again(recipe, empty, tmp_path / "again.safetensors")
+    assert not (tmp_path / "again.safetensors").exists()
+
+
+def test_a_recipe_has_no_say_in_folders(tmp_path):
+    """Else a file from anywhere could have words written wherever it likes."""
+    other, out = tmp_path / "other", tmp_path / "out"
+    other.mkdir()
+    lora = small_lora(tmp_path, "lora.safetensors", ("lora_te_text_model_encoder_layers_0_mlp_fc1", 8, 8))
+    words = {"bundle_emb.zcat.string_to_param.*": torch.ones(1, 768)}
+    write_atomic(lora, {**read_tensors(lora), **words}, {}, overwrite=True)
+    table = {"name": "made", "folder": str(out), "network": str(lora), "family": "sd1", "embeddings": "beside"}
+    made = run_tool(load_tool("convert-lora", table), JobControl(), lambda event: event)
+
+    def change(content):
+        content["settings"].update(embeddings_folder=str(other), folder=str(other), overwrite=True)
+
+    made.beside[0].unlink()
+    result = again(edited(made.path, tmp_path, change), tmp_path, out / "again.safetensors")
+    assert list(other.iterdir()) == [] and result.made.path.parent == out
+
+
+def test_a_folder_that_is_not_there(tmp_path, abc, merge):
+    path = merge(abc[:2]).path
+    with pytest.raises(MergeError, match="There is no folder .*nowhere"):
+        again(path, tmp_path / "nowhere", tmp_path / "again.safetensors")
