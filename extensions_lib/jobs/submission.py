@@ -80,12 +80,13 @@ def own_folder(config: ToolConfig, host: Host) -> Path:
 
 
 def _kind_of_file(path: Path) -> str:
-    """What a file holds, '' when that cannot be told. A recipe is that of a checkpoint."""
-    if path.suffix.lower() == ".json":
-        return "checkpoint"
+    """What a file holds, or a recipe makes; '' when that cannot be told."""
     from ..formats.inspect import describe_file
+    from ..merge.rebuild import read_recipe
 
     try:
+        if path.suffix.lower() == ".json":
+            return TOOLS[read_recipe(path)[0]].makes
         return str(describe_file(path, with_hashes=False)["kind"])
     except (ExtensionError, OSError):
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,15 @@ def test_a_file_made_again_goes_to_the_folder_of_its_kind(recording_host: Any, t
     checkpoint = stored(tmp_path / "model.safetensors", small_model(0))
     lora = small_lora(tmp_path, "cat.safetensors", ("lora_unet_mid_block_attentions_0_proj_in", 6, 5))
     (tmp_path / "other.safetensors").write_bytes(b"damaged")
+    for tool, settings in {"merge": {"models": []}, "resize": {"network": "cat.safetensors", "rank": 2}}.items():
+        recipe = {"settings": settings, "models": [], "vae": None, "version": "1"}
+        (tmp_path / f"{tool}.json").write_text(json.dumps(recipe), encoding="utf-8")
     wanted = {
         checkpoint: results["checkpoint"],
         lora: results["lora"],
-        tmp_path / "recipe.json": results["checkpoint"],
+        tmp_path / "merge.json": results["checkpoint"],
+        tmp_path / "resize.json": results["lora"],
+        tmp_path / "none.json": tmp_path,
         tmp_path / "other.safetensors": tmp_path,
         tmp_path / "none.safetensors": tmp_path,
     }
