@@ -20,7 +20,7 @@ from ..config.files import FORMATS, ConvertConfig
 from ..control import JobControl
 from ..errors import MergeError, OutputError, UnsupportedModelError
 from ..events import Warned
-from ..formats.atomic import write_bytes_atomic, write_folder_atomic
+from ..formats.atomic import write_folder_atomic
 from ..formats.checkpoint import write_checkpoint
 from ..formats.metadata import HASH_KEYS
 from ..formats.recognise import recognise
@@ -33,8 +33,9 @@ from ..models.ldm import POSITION_IDS, modern_names, names_in_folder, part_from_
 from ..models.load import load_bundle
 from ..models.prediction import ALPHAS, known_prediction_type
 from ..models.schedule import check_alphas_cumprod, ends_in_pure_noise
-from ..models.sibling import read_sibling, sibling_path
+from ..models.sibling import read_sibling
 from ..models.single_file import outline_single_file
+from .description import check_description, write_description
 from .models import PART_TITLES
 from .plan import check_output
 from .progress import Emit, Progress
@@ -70,11 +71,14 @@ def convert(config: ConvertConfig, control: JobControl, emit: Emit) -> Converted
             _warn_of_lists(output.parent, emit)
             return _to_folder(path, source, output, control, emit, overwrite=config.overwrite)
         check_output(output, source.paths, size, overwrite=config.overwrite)
+        kind, description = recognise(source.infos).kind, source.yaml_for(output.parent)
+        if description is not None or kind in ("checkpoint", "unet"):
+            check_description(output, description, overwrite=config.overwrite)
         output.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress("convert", len(source.infos), control, emit)
         _write_file(source, output, _counted(source.read, progress), emit, overwrite=config.overwrite)
-        yaml = _write_yaml(source, output, overwrite=config.overwrite)
-        return Converted(output, recognise(source.infos).kind, yaml)
+        yaml = write_description(output, description, overwrite=config.overwrite)
+        return Converted(output, kind, yaml)
 
 
 def _refuse_same_format(path: Path, wanted: str) -> None:
@@ -103,18 +107,6 @@ def _write_file(source: Source, output: Path, read: Callable[[str], Tensor], emi
     if set(source.metadata) - set(_FORMAT):
         emit(Warned(text="A .ckpt has no place for metadata; the recipe and what else stood there is not in it."))
     write_checkpoint(output, {name: read(name) for name in source.infos}, {}, overwrite=overwrite)
-
-
-def _write_yaml(source: Source, output: Path, *, overwrite: bool) -> Path | None:
-    """The description beside the result; a result without the one it needs is taken back."""
-    yaml = source.yaml_for(output.parent)
-    if yaml is None:
-        return None
-    try:
-        return write_bytes_atomic(sibling_path(output), yaml, overwrite=overwrite)
-    except BaseException:
-        output.unlink(missing_ok=True)
-        raise
 
 
 def _check_folder(output: Path, source: Path, size: int, *, overwrite: bool) -> None:

@@ -22,7 +22,7 @@ from .models import PART_TITLES, PARTS, VAE_PREFIX, Model, VaeFile, few, part_of
 
 FILE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 _HEADER_ROOM = 4 << 20
-_GB = 1e9
+_MB = 1e6
 
 
 class Formats(Protocol):
@@ -245,6 +245,6 @@ def check_output(output: Path, sources: Sequence[Path], num_bytes: int, *, overw
     needed, free = num_bytes + _HEADER_ROOM, shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFullError(
-            f"{output.name} needs {needed / _GB:.2f} GB, and {folder} has {free / _GB:.2f} GB of room.",
+            f"{output.name} needs {needed / _MB:.0f} MB, and {folder} has {free / _MB:.0f} MB of room.",
             "Free some space, or choose another folder.",
         )

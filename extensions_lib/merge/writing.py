@@ -12,11 +12,10 @@ from torch import Tensor
 
 from ..control import JobControl
 from ..errors import MergeError
-from ..formats.atomic import write_bytes_atomic
 from ..formats.hashes import autov1
 from ..formats.safetensors_io import TensorInfo
 from ..formats.tensor_file import TensorFile, write_tensors_as_made
-from ..models.sibling import sibling_path
+from .description import check_description, write_description
 from .progress import Emit, hash_progress
 from .recipe import Parent, Recipe
 
@@ -72,6 +71,8 @@ def write_made(
     paths = writing.sources
     signs = {path: _sign(path) for path in paths}
     known = [parent.sha256 for parent in recipe.parents] if recipe else [hash_of(path) for path in paths]
+    description = writing.yaml.read_bytes() if writing.yaml else None
+    check_description(writing.output, description, overwrite=writing.overwrite)
     writing.output.parent.mkdir(parents=True, exist_ok=True)
     with (
         opened(paths, [sha256 is None for sha256 in known]) as files,
@@ -98,7 +99,9 @@ def write_made(
             final_metadata=final_metadata,
             overwrite=writing.overwrite,
         )
-    return Merged(writing.output, written[0], _copy_yaml(writing))
+    return Merged(
+        writing.output, written[0], write_description(writing.output, description, overwrite=writing.overwrite)
+    )
 
 
 @contextmanager
@@ -139,16 +142,3 @@ def _check_unchanged(signs: Mapping[Path, tuple[int, int]]) -> None:
     changed = [path.name for path, sign in signs.items() if _sign(path) != sign]
     if changed:
         raise MergeError(f"{', '.join(changed)} changed while it was merged; nothing was written.", "Start again.")
-
-
-def _copy_yaml(writing: Writing) -> Path | None:
-    """The description beside the result; a result without the one it needs is taken back."""
-    if writing.yaml is None:
-        return None
-    try:
-        return write_bytes_atomic(
-            sibling_path(writing.output), writing.yaml.read_bytes(), overwrite=writing.overwrite
-        )  # fmt: skip
-    except BaseException:
-        writing.output.unlink(missing_ok=True)
-        raise

@@ -168,7 +168,7 @@ def test_no_room_on_the_disk(tmp_path, abc, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     text = refused(DiskFullError, abc[:2], folder=str(tmp_path / "new" / "folder"))
-    assert "mixed.safetensors needs 0.00 GB" in text and f"{tmp_path} has 0.00 GB" in text
+    assert "mixed.safetensors needs 4 MB" in text and f"{tmp_path} has 0 MB" in text
     assert not (tmp_path / "new").exists()
 
 
