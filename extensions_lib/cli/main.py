@@ -41,15 +41,16 @@ if TYPE_CHECKING:
     from ..jobs.run import Outcome
 
 EXIT_STOPPED = 10
+EXIT_DISK = 6
 EXIT_CODES: tuple[tuple[type[ExtensionError], int], ...] = (
     (ConfigError, 2),
     (DatasetError, 3),
     (ModelError, 4),
     (MergeError, 4),
     (JobStopped, EXIT_STOPPED),
-    (DiskFullError, 6),
+    (DiskFullError, EXIT_DISK),
     (TrainingError, 5),
-    (OutputError, 6),
+    (OutputError, EXIT_DISK),
     (ExtensionError, 1),
 )
 
@@ -72,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read the output, such as `head`, has ended. Python would complain once more at its own end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        print("Check the paths and the disk.", file=sys.stderr)
+        return EXIT_DISK
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -176,7 +176,9 @@ def _load_scalar(setting: Setting, value: Any, path: str, problems: list[Problem
         problems.append(Problem(path, f"must be {names}, is {value!r}"))
         return value
     option = setting.option
-    if option.choices and value not in option.choices:
+    if option.file and setting.required and not value:
+        problems.append(Problem(path, f"names no file or folder: {option.help}"))
+    elif option.choices and value not in option.choices:
         problems.append(Problem(path, _not_one_of(value, option.choices)))
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(value, option.min, option.max):
         problems.append(

@@ -167,9 +167,12 @@ def has_pickles(path: Path) -> bool:
 
 def _resolved(named: NamedPath) -> Path:
     try:
-        return named.path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a NUL in it, or links in a circle
-        raise AccessError(f"{named.setting} is no usable path: {error}.", "Give another path.") from error
+        path = named.path.resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a NUL in it, links in a circle, too long a name
+        why = getattr(error, "strerror", None) or error
+        raise AccessError(f"{named.setting} is no usable path: {why}.", "Give another path.") from error
+    return path
 
 
 def _is_within(path: Path, policy: AccessPolicy, host: Host) -> bool:

@@ -201,3 +201,17 @@ def test_convert_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*command, "--family", "sd1", "--scale", "0.5"]) == 0
     assert "1 layers of rank 2." in capsys.readouterr().out
     assert set(read_tensors(tmp_path / "own.safetensors")) == {f"{LAYER}.{suffix}" for suffix in SUFFIXES}
+
+
+def test_paths_that_no_system_takes(tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    long = str(tmp_path / ("x" * 1000))
+    assert main(["merge", models[0], models[1], "--name", "x", "--folder", long]) == 6
+    assert "File name too long" in capsys.readouterr().err
+    assert main(["merge", models[0], "", "--name", "x", "--folder", str(tmp_path)]) == 2
+    assert "models[1].path: names no file or folder" in capsys.readouterr().err
+
+
+def test_files_that_are_not_given_are_called_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["extract", "--name", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "base: is missing" in said and "tuned: is missing" in said
