@@ -22,6 +22,8 @@ from ..formats.metadata_edit import (
 )
 from ..formats.recognise import recognise
 from ..formats.safetensors_io import header_with_metadata, read_header
+from ..models.sibling import sibling_path
+from .description import check_description, write_description
 from .plan import check_output
 from .progress import Emit, Progress
 
@@ -35,6 +37,7 @@ class Edited:
     path: Path
     kind: str
     text: str
+    yaml: Path | None = None
 
 
 def edit_metadata(config: MetadataConfig, control: JobControl, emit: Emit) -> Edited:
@@ -53,9 +56,19 @@ def edit_metadata(config: MetadataConfig, control: JobControl, emit: Emit) -> Ed
         after = _changed(before, config, path, emit)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.", "Check the disk.") from error
+    kind, description = recognise(infos).kind, _description(path)
+    is_elsewhere = kind in ("checkpoint", "unet") and not is_own_place
+    if is_elsewhere:
+        check_description(output, description, overwrite=config.overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
     _write(path, output, after, Progress("copy (MiB)", path.stat().st_size // _MEGABYTE, control, emit), config)
-    return Edited(output, recognise(infos).kind, _told(before, after))
+    yaml = write_description(output, description, overwrite=config.overwrite) if is_elsewhere else None
+    return Edited(output, kind, _told(before, after), yaml)
+
+
+def _description(path: Path) -> bytes | None:
+    yaml = sibling_path(path)
+    return yaml.read_bytes() if yaml.is_file() else None
 
 
 def _changed(before: dict[str, str], config: MetadataConfig, path: Path, emit: Emit) -> dict[str, str]:

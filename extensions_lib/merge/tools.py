@@ -150,7 +150,8 @@ def _convert(config: ConvertConfig, control: JobControl, emit: Emit, hash_of: Ha
 
 def _metadata(config: MetadataConfig, control: JobControl, emit: Emit, hash_of: HashOf) -> ToolResult:
     edited = edit_metadata(config, control, emit)
-    return ToolResult(edited.path, _listed(edited.kind), edited.text)
+    beside = (edited.yaml,) if edited.yaml else ()
+    return ToolResult(edited.path, _listed(edited.kind), edited.text, beside=beside)
 
 
 def _listed(kind: str) -> str:

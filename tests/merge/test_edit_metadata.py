@@ -19,6 +19,8 @@ from extensions_lib.formats.hashes import data_section_sha256
 from extensions_lib.formats.safetensors_io import read_header, read_tensors, write_atomic
 from extensions_lib.merge.tools import ToolResult, run_tool
 
+from .conftest import small_model
+
 ABOUT = {"ss_v2": "False", "ss_training_comment": "private", "sshs_model_hash": "wrong", "note": "x"}
 TENSORS = {"lora_unet_a.lora_down.weight": torch.ones(2, 3), "lora_unet_a.lora_up.weight": torch.zeros(3, 2).half()}
 
@@ -122,3 +124,11 @@ def test_the_command(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0
     assert "Taken out: note, ss_training_comment." in capsys.readouterr().out
     assert main(command) == 6
+
+
+def test_a_checkpoint_takes_its_description_along(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a.safetensors", small_model(0), {})
+    path.with_suffix(".yaml").write_text("model: {}")
+    result = edit(path, title="A")
+    assert result.beside == (tmp_path / "out" / "new.yaml",) and result.beside[0].read_text() == "model: {}"
+    assert edit(path, title="A", name="a", folder=str(tmp_path), overwrite=True).beside == ()
