@@ -119,7 +119,8 @@ def test_new_files_are_listed_after_refresh(workshop: Studio, server: Server):
     loras = server.folder / "loras"
     (loras / "people").mkdir()
     shutil.copyfile(practice_checkpoint(), loras / "people" / "new.safetensors")
-    workshop.page.locator("#train_studio_refresh_files").click()
+    with workshop.page.expect_response("**/run/predict*"):  # a list that is open already does not change
+        workshop.page.locator("#train_studio_refresh_files").click()
     workshop.choose("resize_network", "people/new.safetensors")
 
 
