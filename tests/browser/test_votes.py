@@ -54,4 +54,5 @@ def test_from_the_form_to_the_second_pair(studio: Studio, server: Server):
     expect(votes).to_contain_text("best: pair 2 of at most 64.", timeout=TRAIN_MS)
     votes.get_by_role("button", name="Delete this vote").click()
     expect(votes).to_have_text("")
+    expect(studio.page.locator("#train_studio_votes")).to_have_css("display", "none")  # takes no room
     assert studio.errors == []

@@ -72,6 +72,7 @@ def test_a_merge_is_tried_and_taken_out_again(page: HostPage):
     picture(page, "webui-workshop-trial")
     trial.get_by_role("button", name="Undo the trial").click()
     expect(trial).not_to_contain_text("trial", timeout=TRAIN_MS)
+    expect(page.page.locator("#train_studio_trial")).to_have_css("display", "none")  # takes no room
 
 
 def test_a_merge_becomes_a_checkpoint_of_the_list(page: HostPage, server: HostServer):
