@@ -254,13 +254,10 @@ def _check_words(job: TrainJobConfig) -> list[Problem]:
     """Words with vectors of their own become the names of files, or of parts of a LoRA file; each is told apart."""
     method = job.method
     known = {f"dataset.embeddings[{index}].path": each.word for index, each in enumerate(job.dataset.embeddings)}
-    empty = [path for path, word in known.items() if not word]
-    problems = [Problem(path, "names no file; give the path of an embedding") for path in empty]
-    known = {path: word for path, word in known.items() if word}
     if not isinstance(method, EmbeddingConfig):
-        return [*problems, *_check_different("", known)]
+        return _check_different("", known)
     further = {f"method.further_words[{index}].word": each.word for index, each in enumerate(method.further_words)}
-    problems += [problem for path, word in further.items() for problem in name_problems(path, word)]
+    problems = [problem for path, word in further.items() for problem in name_problems(path, word)]
     problems += _check_different(job.trigger_word, {**further, **known})
     if isinstance(method, PivotalConfig):
         problems += _check_bundle(method.embedding_files, {"dataset.trigger_word": job.trigger_word, **further})

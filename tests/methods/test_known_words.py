@@ -131,9 +131,10 @@ def test_mistakes_are_told_before_the_start(family_models: FamilyModels, picture
     with pytest.raises(FormatError, match=r"bad\.safetensors"):
         start(load(job(base, pictures, [str(tmp_path / "bad.safetensors")])), JobControl())
     assert not (pictures / "runs").exists()
-    with pytest.raises(ConfigError) as caught:
-        load(job(base, pictures, ["a/zhat.pt", "b/ZHAT.pt", ""]))
-    assert [each.path for each in caught.value.problems] == [f"dataset.embeddings[{i}].path" for i in (2, 1)]
+    for embeddings, wrong in ((["a/zhat.pt", "b/ZHAT.pt"], 1), (["a/zhat.pt", "b/zcap.pt", ""], 2)):
+        with pytest.raises(ConfigError) as caught:
+            load(job(base, pictures, embeddings))
+        assert [each.path for each in caught.value.problems] == [f"dataset.embeddings[{wrong}].path"]
     words = {"kind": "textual_inversion", "further_words": ["zcap"]}
     table = job(base, pictures, ["zcap.pt"], method=words)
     table["dataset"].pop("trigger_word")
