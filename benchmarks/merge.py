@@ -1,6 +1,6 @@
 """Merging two checkpoints at the real sizes of SDXL (or SD 1.5), filled with random numbers.
 
-    python -m benchmarks.merge [--folder FOLDER] [--family sdxl|sd1] [--formula FORMULA ...] [--keep]
+    python -m benchmarks.merge [--folder FOLDER] [--family sdxl|sd1] [--formula FORMULA ...] [--rounds N] [--keep]
 
 Speed and memory do not depend on what the numbers are. Two fp16 files of the published shapes are made in FOLDER. Then,
 each in a process of its own and with the files out of the system's cache:
@@ -19,6 +19,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs") / "merge")
     parser.add_argument("--family", choices=tuple(CONFIGS), default="sdxl")
     parser.add_argument("--formula", nargs="+", default=["weighted_sum"])
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--keep", action="store_true", help="leave the two files")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -175,26 +177,31 @@ def main() -> None:
         make_checkpoint(path, options.family, seed)
     size = sources[0].stat().st_size
     print(f"two files of {size / GB:.2f} GB; load average before {os.getloadavg()[0]:.1f}")
-    report(sources, options.formula, size)
+    report(sources, options.formula, size, options.rounds)
     if not options.keep:
         shutil.rmtree(options.folder)
 
 
-def report(sources: list[Path], formulas: list[str], size: int) -> None:
-    """Print one line a measurement; speeds are of the bytes of one file."""
-    copied, same = (measure(what, sources) for what in ("copy", "same bytes"))
-    for name, found in (("copy", copied), ("same bytes", same)):
-        print(f"{name}: {_times(found, size)}", flush=True)
-    for formula in formulas:
-        for with_hashes in (False, True):
-            found = measure(formula, sources, with_hashes)
-            shares = [f"{other['seconds'] / found['seconds']:.0%}" for other in (copied, same)]
-            print(
-                f"{formula}{' with hashes' if with_hashes else ''}: {_times(found, size)}, "
-                f"{shares[0]} of copy, {shares[1]} of same bytes, "
-                f"peak {found['bytes'] / GB:.2f} GB above the interpreter",
-                flush=True,
-            )
+def report(sources: list[Path], formulas: list[str], size: int, num_rounds: int) -> None:
+    """Measure everything once a round, so that a slow moment of the disk meets all alike; print a line of medians each.
+
+    Speeds are of the bytes of one file.
+    """
+    kinds = [("copy", False), ("same bytes", False)]
+    kinds += [(formula, with_hashes) for formula in formulas for with_hashes in (False, True)]
+    rounds = [{kind: measure(kind[0], sources, kind[1]) for kind in kinds} for _ in range(num_rounds)]
+    median = {kind: _median([found[kind] for found in rounds]) for kind in kinds}
+    for (what, with_hashes), found in median.items():
+        shares = [f"{median[other]['seconds'] / found['seconds']:.0%} of {other[0]}" for other in kinds[:2]]
+        print(
+            f"{what}{' with hashes' if with_hashes else ''}: {_times(found, size)}, {', '.join(shares)}, "
+            f"peak {found['bytes'] / GB:.2f} GB above the interpreter",
+            flush=True,
+        )
+
+
+def _median(found: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(each[key] for each in found) for key in found[0]}
 
 
 def _times(found: dict[str, float], size: int) -> str:
