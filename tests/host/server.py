@@ -131,6 +131,14 @@ class HostServer:
         wait_until_ready(self._process, self.log)
         self._wait_for_port()
 
+    def make_family_models(self) -> None:
+        """Small models of the other families, random weights, written by the WebUI's own classes."""
+        script, folder = Path(__file__).with_name("make_family_models.py"), self.place.checkpoints
+        subprocess.run(
+            [self.python, str(script), str(self.root), str(folder), str(folder / "practice-clip")],
+            check=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True,
+        )  # fmt: skip
+
     def _wait_for_port(self, seconds: float = 30.0) -> None:
         """Without a page the host says that it has started before it listens. This connects and asks nothing."""
         end = time.monotonic() + seconds

@@ -6,8 +6,6 @@ tested too. The LDM classes know open_clip's models by name only; its smallest i
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,11 +35,7 @@ def server(webui_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The host with the small models."""
     place = Place.make(tmp_path_factory.mktemp("families"))
     host = HostServer(webui_root, place)
-    script, clip = Path(__file__).with_name("make_family_models.py"), place.checkpoints / "practice-clip"
-    subprocess.run(
-        [host.python, str(script), str(webui_root), str(place.checkpoints), str(clip)],
-        check=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True,
-    )  # fmt: skip
+    host.make_family_models()
     host.start("--api", options={"randn_source": "CPU", "live_previews_enable": False})
     yield host
     host.stop()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,11 +29,7 @@ VISIBLE = 2.0  # mean difference, of 255
 def server(webui_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
     place = Place.make(tmp_path_factory.mktemp("files"))
     host = HostServer(webui_root, place)
-    script, clip = Path(__file__).with_name("make_family_models.py"), place.checkpoints / "practice-clip"
-    subprocess.run(
-        [host.python, str(script), str(webui_root), str(place.checkpoints), str(clip)],
-        check=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True,
-    )  # fmt: skip
+    host.make_family_models()
     host.start("--api", "--skip-install", options={"randn_source": "CPU", "live_previews_enable": False})
     yield host
     host.stop()

@@ -4,9 +4,7 @@ the model is the user's own again, whatever happened in between.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,15 +45,6 @@ def changed_model(source: Path, target: Path, seed: int) -> Path:
             tensors[name] = (tensor.float() + 0.2 * noise).to(tensor.dtype)
     shutil.copyfile(source.with_suffix(".yaml"), target.with_suffix(".yaml"))
     return write_atomic(target, tensors, {})
-
-
-def make_family_models(server: HostServer) -> None:
-    """Small models of the other families, random weights, written by the WebUI's own classes."""
-    script, folder = Path(__file__).with_name("make_family_models.py"), server.place.checkpoints
-    subprocess.run(
-        [server.python, str(script), str(server.root), str(folder), str(folder / "practice-clip")],
-        check=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True,
-    )  # fmt: skip
 
 
 def lora_file(target: Path) -> Path:
@@ -375,7 +364,7 @@ def test_every_family(trial: Trial, family: str) -> None:
     """Its text encoders and their tables of words lie behind the host's own wrappers."""
     server, folder = trial.server, trial.server.place.checkpoints
     if not (folder / f"{family}.safetensors").exists():
-        make_family_models(server)
+        server.make_family_models()
     own = folder / f"{family}.safetensors"
     changed = changed_model(own, folder / f"{family}-changed.safetensors", 2)
     table = {"models": [{"path": str(own)}, {"path": str(changed)}], "alpha": "0.7", "dtype": "fp32"}
